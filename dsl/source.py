@@ -1,0 +1,32 @@
+"""Where text came from: files and spans in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file of plan text. `name` is what messages show (the path as the user gave it)."""
+
+    name: str
+    text: str
+
+    def line(self, number: int) -> str:
+        """The text of 1-based line `number`, without its newline; empty beyond the end."""
+        lines = self.text.splitlines()
+        return lines[number - 1] if 0 < number <= len(lines) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A range of characters on one or more lines; lines and columns are 1-based, `end_column` exclusive."""
+
+    source: Source
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+
+    def __str__(self) -> str:
+        return f"{self.source.name}:{self.line}"

@@ -1,0 +1,1 @@
+"""plancc: a declarative parallel-plan compiler for PyTorch."""

@@ -1,0 +1,1 @@
+"""RankProgram to readable Python, manifest and weight table."""

@@ -1,0 +1,1 @@
+"""The intermediate forms between plan and program: graph, shapes, layouts, RankProgram."""

@@ -1,0 +1,116 @@
+"""Shapes as factor trees: what each tensor dim is made of, in index order.
+
+A dim is a tree over leaves; a leaf *is* a class of dims (heads of layer 3, ffn, batch ...).
+`Prod((heads, head_dim))` is a flattened product, outermost first; `Sum((q, k, v))` a concatenation.
+Size-1 dims are `Prod(())`. The frozen result of the `name_dims` pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from plancc.ir.graph import Graph, Size
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One class of dims. Equal `id` means: the same index range, always cut together."""
+
+    id: int
+    size: Size
+
+
+@dataclass(frozen=True, slots=True)
+class Prod:
+    """A flattened product, outermost first; no kids: size 1."""
+
+    kids: tuple[Tree, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """A concatenation of parts."""
+
+    kids: tuple[Tree, ...]
+
+
+Tree = Leaf | Prod | Sum
+
+
+def leaves(tree: Tree) -> Iterator[Leaf]:
+    """Every leaf occurrence, in index order; its rank in this order is its *position* in the dim."""
+    if isinstance(tree, Leaf):
+        yield tree
+    else:
+        for kid in tree.kids:
+            yield from leaves(kid)
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """How one node sees one value: a label per leaf occurrence.
+
+    `labels[d][p]` names the index of the node's row that the p-th leaf of dim d belongs to.
+    The same leaf may carry different labels in different places (a [seq, seq] mask: "q" and "s").
+    `arg` locates the operand: ("args", 0) or ("kwargs", "mask") or ("args", 0, 2) inside a list.
+    """
+
+    value: str
+    arg: tuple[str | int, ...]
+    labels: tuple[tuple[str, ...], ...]
+    addend: bool = False  # a bias: joins after a contraction, so only one rank of a partial may add it
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """One node's operator row, bound to its operands.
+
+    `whole` labels must not be split here. A label absent from every output is contracted: splitting it
+    leaves the outputs partial (a pending sum). `linear` rows let a partial operand pass through.
+    `rules` names what lowering must adapt when an operand is local (see passes/rows): e.g. "shape:1".
+    """
+
+    node: str
+    row: str  # the notation, for messages: "... i, o i, o -> ... o"
+    operands: tuple[Operand, ...]
+    outs: tuple[Operand, ...]
+    whole: frozenset[str]
+    linear: bool
+    rules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A named dim at a module: the leaves it consists of (outermost first), and the row label it means
+    where one leaf has two (q_seq: "q", kv_seq: "s"); None where there is nothing to tell apart."""
+
+    path: str
+    name: str
+    leaves: tuple[Leaf, ...]
+    label: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NamedGraph:
+    """A graph with the factor tree of every value's dims, each node's bound row, and the named dims."""
+
+    graph: Graph
+    shapes: Mapping[str, tuple[Tree, ...]]  # value name -> one tree a dim
+    bindings: Mapping[str, Binding]  # node name -> binding
+    anchors: tuple[Anchor, ...]
+
+    def lookup(self, path: str, name: str) -> tuple[Anchor, ...]:
+        """Anchors called `name` at or below `path`; if none, those of the nearest enclosing module."""
+        below = tuple(
+            a for a in self.anchors
+            if a.name == name and (not path or a.path == path or a.path.startswith(path + "."))
+        )
+        while not below and path:
+            path = path.rpartition(".")[0]
+            below = tuple(a for a in self.anchors if a.name == name and a.path == path)
+        return below
+
+    def names_at(self, path: str) -> tuple[str, ...]:
+        """Every dim name that `lookup` would find from `path`, sorted."""
+        return tuple(sorted({a.name for a in self.anchors if self.lookup(path, a.name)}))

@@ -1,0 +1,1 @@
+"""Custom operators that graphs and emitted programs call: attention, experts, sharded embedding."""
