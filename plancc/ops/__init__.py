@@ -1,1 +1,38 @@
-"""Custom operators that graphs and emitted programs call: attention, experts, sharded embedding."""
+"""Custom operators that graphs and emitted programs call: attention, experts, sharded embedding.
+
+The functions here are plain torch code; `register` makes each a `torch.library` operator of the
+namespace `plancc` so that torch.export records one node for it. `resolve` gives the callable of a
+graph's target, without going through the dispatcher for our own operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from plancc.ops.attention import attention
+from plancc.ops.embedding import embedding_shard
+from plancc.ops.experts import experts
+
+__all__ = ["attention", "embedding_shard", "experts", "resolve"]
+
+_OWN: dict[str, Callable[..., Any]] = {
+    "plancc.attention.default": attention,
+    "plancc.experts.default": experts,
+    "plancc.embedding_shard.default": embedding_shard,
+}
+
+
+@lru_cache(maxsize=None)
+def resolve(target: str) -> Callable[..., Any]:
+    """Return the callable that `target` ("aten.linear.default") names; KeyError if there is none."""
+    if target in _OWN:
+        return _OWN[target]
+    try:
+        namespace, name, overload = target.split(".")
+        return getattr(getattr(getattr(torch.ops, namespace), name), overload)
+    except (AttributeError, ValueError) as missing:
+        raise KeyError(f"no operator `{target}` in this torch") from missing

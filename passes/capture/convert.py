@@ -1,0 +1,216 @@
+"""Convert an exported program into a Graph: sizes become expressions, bookkeeping nodes disappear."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+import plancc.models
+from plancc.dsl.errors import Bug
+from plancc.ir.graph import Graph, Node, Param, Ref, Value
+from plancc.models import ModelError
+from plancc.passes.capture.sizes import Sizes
+
+_DROPPED = {
+    "aten._assert_tensor_metadata.default",
+    "aten._assert_scalar.default",
+    "aten.sym_constrain_range.default",
+    "aten.sym_constrain_range_for_size.default",
+    "aten._functional_assert_async.msg",
+    "aten._assert_async.msg",
+    "profiler._record_function_enter.default",
+    "profiler._record_function_enter_new.default",
+    "profiler._record_function_exit._RecordFunction",
+}
+_ALIASES = {"aten.detach_.default", "aten.lift_fresh.default", "aten.detach.default"}
+_REGIONS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
+_PLACEMENT = ("device", "pin_memory", "layout", "memory_format")
+_FRAME = re.compile(r'File "(.+?)", line (\d+)')
+_NOT_MODEL = (
+    str(Path(torch.__file__).parent),
+    str(Path(plancc.models.__file__).parent) + "/",
+    str(Path(__file__).resolve().parents[1]) + "/",
+)
+
+
+class Converter:
+    """The state of one conversion: values seen so far by fx node, nodes made."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.sizes = sizes
+        self.env: dict[fx.Node, Any] = {}
+        self.nodes: list[Node] = []
+        self.lines: dict[str, str] = {}
+
+    def run(self, graph: fx.Graph, root: torch.nn.Module) -> list[Any]:
+        """Convert the nodes of `graph`; return its outputs as references."""
+        outputs: list[Any] = []
+        for node in graph.nodes:
+            if node.op == "call_function":
+                self.call(node, root)
+            elif node.op == "output":
+                outputs = [self.argument(arg) for arg in node.args[0]]
+            elif node.op == "get_attr":
+                self.env[node] = node.target
+        return outputs
+
+    def call(self, node: fx.Node, root: torch.nn.Module) -> None:
+        """Convert one call; bookkeeping leaves only an entry in the environment."""
+        target = target_name(node.target)
+        if node.target is operator.getitem:
+            self.env[node] = self.env[node.args[0]][node.args[1]]
+        elif target in _DROPPED:
+            return
+        elif getattr(node.target, "__name__", target) in _REGIONS:
+            self.inline(node, root)
+        elif is_size(node.meta.get("val")):
+            self.env[node] = self.sizes.of(node.meta["val"])
+        elif target in _ALIASES:
+            self.env[node] = self.argument(node.args[0])
+        else:
+            self.emit(node, target)
+
+    def inline(self, node: fx.Node, root: torch.nn.Module) -> None:
+        """Inline a region (no_grad, autocast): the context is already in the nodes' dtypes."""
+        skip = _REGIONS[node.target.__name__]
+        body = getattr(root, node.args[skip].target)
+        if node.target.__name__ == "wrap_with_autocast" and node.args[2]:
+            raise self.refuse(node, "an enabled autocast region is not supported")
+        places = [inner for inner in body.graph.nodes if inner.op == "placeholder"]
+        for place, arg in zip(places, node.args[skip + 1 :], strict=True):
+            self.env[place] = self.argument(arg)
+        self.env[node] = self.run(body.graph, body)
+
+    def emit(self, node: fx.Node, target: str) -> None:
+        """Add a node to the graph."""
+        if not isinstance(node.target, torch._ops.OpOverload):
+            raise self.refuse(node, f"operator `{target}` is not supported")
+        val = node.meta.get("val")
+        many = isinstance(val, (tuple, list))
+        tensors = list(val) if many else [val]
+        if not tensors or not all(isinstance(item, Tensor) for item in tensors):
+            raise self.refuse(node, f"operator `{target}` does not give tensors")
+        names = [f"{node.name}_o{i}" for i in range(len(tensors))] if many else [node.name]
+        outs = tuple(self.value(name, item) for name, item in zip(names, tensors, strict=True))
+        kwargs = {
+            key: self.argument(arg) for key, arg in node.kwargs.items() if key not in _PLACEMENT
+        }
+        args = tuple(self.argument(arg) for arg in node.args)
+        self.nodes.append(
+            Node(node.name, target, args, kwargs, outs, module_path(node), self.line(node))
+        )
+        refs = [Ref(name) for name in names]
+        self.env[node] = refs if many else refs[0]
+
+    def value(self, name: str, tensor: Tensor) -> Value:
+        """Describe a fake tensor."""
+        return Value(name, tuple(self.sizes.of(size) for size in tensor.shape), tensor.dtype)
+
+    def argument(self, arg: Any) -> Any:
+        """Convert a node's argument: Ref, size, constant or tuple."""
+        if isinstance(arg, fx.Node):
+            if arg in self.env:
+                return self.env[arg]
+            raise Bug(f"capture: `{arg}` is used before it is known")
+        if isinstance(arg, (tuple, list)):
+            return tuple(self.argument(item) for item in arg)
+        if isinstance(arg, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            return self.sizes.of(arg)
+        return arg
+
+    def line(self, node: fx.Node) -> str:
+        """Return "file.py:161" of the innermost frame in the model's own code."""
+        trace = node.meta.get("stack_trace") or ""
+        if trace not in self.lines:
+            self.lines[trace] = model_line(trace)
+        return self.lines[trace]
+
+    def refuse(self, node: fx.Node, message: str) -> ModelError:
+        """Make the error for a node that cannot be captured."""
+        return ModelError(message, (f"module `{module_path(node)}`", f"at {self.line(node)}"))
+
+
+def convert(program: ExportedProgram, sizes: Sizes, names: Mapping[str, tuple[str, ...]],
+            tensors: Mapping[str, Tensor]) -> tuple[list[Node], dict[str, Param], list[Value], list[Any]]:
+    """Return nodes, parameters by value name, inputs, and outputs (Refs) of an exported program.
+
+    `names` maps every state-dict name to all names of the same tensor; `tensors` holds buffers.
+    """
+    converter = Converter(sizes)
+    params: dict[str, Param] = {}
+    inputs: list[Value] = []
+    firsts: dict[str, str] = {}
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
+        if spec.kind is InputKind.USER_INPUT:
+            if isinstance(node.meta.get("val"), Tensor):
+                inputs.append(converter.value(node.name, node.meta["val"]))
+                converter.env[node] = Ref(node.name)
+            continue
+        fqns = names.get(spec.target, (spec.target,))
+        name = firsts.setdefault(fqns[0], node.name)
+        converter.env[node] = Ref(name)
+        if name == node.name:
+            value = converter.value(name, node.meta["val"])
+            data = program.constants.get(spec.target, tensors.get(spec.target))
+            params[name] = parameter(spec, value, fqns, data)
+    outputs = converter.run(program.graph, program.graph_module)
+    return converter.nodes, params, inputs, outputs
+
+
+def parameter(spec: Any, value: Value, fqns: tuple[str, ...], data: Tensor | None) -> Param:
+    """Make the Param of one lifted tensor of the export signature."""
+    if spec.kind is InputKind.PARAMETER:
+        return Param(value, fqns, "param")
+    if spec.kind is InputKind.BUFFER:
+        return Param(value, fqns, "buffer", data, bool(spec.persistent))
+    if spec.kind is InputKind.CONSTANT_TENSOR:
+        return Param(value, fqns, "const", data, False)
+    raise ModelError(f"input `{spec.target}` of kind {spec.kind} is not supported")
+
+
+def target_name(target: Any) -> str:
+    """Return "aten.linear.default" for an operator, a readable name for anything else."""
+    return str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
+
+
+def is_size(val: Any) -> bool:
+    """Tell whether a node's value is a number known at capture, not a tensor."""
+    return isinstance(val, (torch.SymInt, torch.SymBool, torch.SymFloat, int, float, bool))
+
+
+def module_path(node: fx.Node) -> str:
+    """Return the path of the innermost module that made the node, "" for the root."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = list(stack.values())[-1][0] if stack else ""
+    return re.sub(r"@\d+", "", path) if not path.startswith("_empty") else ""
+
+
+def model_line(trace: str) -> str:
+    """Return "file.py:161": the innermost frame of the trace outside torch and plancc."""
+    frames = [
+        (path, line) for path, line in _FRAME.findall(trace) if not path.startswith(_NOT_MODEL)
+    ]
+    modelled = [frame for frame in frames if "transformers/models/" in frame[0]]
+    frames = modelled or frames
+    return f"{Path(frames[-1][0]).name}:{frames[-1][1]}" if frames else ""
+
+
+def flat_outputs(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Give (name, leaf) of an output tree: keys of mappings, indices of sequences."""
+    if isinstance(tree, Mapping):
+        for key, item in tree.items():
+            yield from flat_outputs(item, f"{prefix}_{key}" if prefix else str(key))
+    elif isinstance(tree, (tuple, list)):
+        for index, item in enumerate(tree):
+            yield from flat_outputs(item, f"{prefix or 'output'}_{index}" if prefix or index else "output")
+    elif tree is not None:
+        yield prefix or "output", tree

@@ -1,0 +1,79 @@
+"""Trace a module with torch.export on fake parameters: no weight is read, copied or moved.
+
+While it runs, the module's parameters are swapped for fake tensors (and put back afterwards), so a
+meta, CPU or CUDA module traces alike, in no memory; buffers and constants keep their values.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim, ExportedProgram
+
+_SWAPPING = threading.RLock()
+
+
+def trace(module: nn.Module, inputs: Mapping[str, Tensor], options: Mapping[str, Any]) -> ExportedProgram:
+    """Export `module(**inputs, **options)` with every dim of integer inputs dynamic."""
+    shapes = {name: dynamic_dims(value) for name, value in inputs.items()}
+    shapes |= {name: None for name in options}
+    with _SWAPPING, fake_parameters(module), eval_mode(module), torch.no_grad():
+        return torch.export.export(
+            module, (), {**inputs, **options}, dynamic_shapes=shapes, strict=False
+        )
+
+
+def dynamic_dims(value: Tensor) -> dict[int, Any]:
+    """Return the dynamic dims of an example input: batch, and the sequence where it has one."""
+    count = 1 if value.dim() == 4 else min(value.dim(), 2)
+    return {dim: Dim.DYNAMIC for dim in range(count)}
+
+
+@contextmanager
+def fake_parameters(module: nn.Module) -> Iterator[None]:
+    """Swap parameters for fake CPU tensors, and buffers off the CPU for CPU ones, while inside."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fakes: dict[int, Any] = {}
+    saved: list[tuple[dict[str, Any], str, Any]] = []
+
+    def swap(owner: dict[str, Any], name: str, make: Any) -> None:
+        old = owner[name]
+        if id(old) not in fakes:
+            fakes[id(old)] = make(old)
+        saved.append((owner, name, old))
+        owner[name] = fakes[id(old)]
+
+    def fake(old: Tensor) -> nn.Parameter:
+        with mode:
+            return nn.Parameter(torch.empty(old.shape, dtype=old.dtype), requires_grad=False)
+
+    try:
+        for part in module.modules():
+            for name, parameter in part._parameters.items():
+                if parameter is not None:
+                    swap(part._parameters, name, fake)
+            for name, buffer in part._buffers.items():
+                if buffer is not None and buffer.device.type != "cpu":
+                    swap(part._buffers, name, lambda old: old.detach().cpu())
+        yield
+    finally:
+        for owner, name, old in reversed(saved):
+            owner[name] = old
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put the module in evaluation mode while inside."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

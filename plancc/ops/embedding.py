@@ -1,0 +1,28 @@
+"""Embedding look-up in a shard of the table: rows that live elsewhere give zeros, so shards sum up."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def embedding_shard(ids: Tensor, weight: Tensor, first: int = 0) -> Tensor:
+    """Return rows `ids - first` of `weight` [rows, h]; ids outside the shard give zero rows."""
+    rows = weight.shape[0]
+    if rows == 0:
+        return weight.new_zeros((*ids.shape, *weight.shape[1:]))
+    local = ids - first
+    inside = (local >= 0) & (local < rows)
+    found = torch.embedding(weight, torch.where(inside, local, 0))
+    return found.masked_fill(~inside.unsqueeze(-1), 0)
+
+
+torch.library.define(
+    "plancc::embedding_shard", "(Tensor ids, Tensor weight, int first=0) -> Tensor"
+)
+torch.library.impl("plancc::embedding_shard", "CompositeExplicitAutograd", embedding_shard)
+
+
+@torch.library.register_fake("plancc::embedding_shard")
+def _(ids: Tensor, weight: Tensor, first: int = 0) -> Tensor:
+    return weight.new_empty((*ids.shape, *weight.shape[1:]))

@@ -1,0 +1,105 @@
+"""plancc::experts: the expert layer of a mixture, a loop over the experts that some token chose.
+
+A shard of the experts (`first` ..) or of the inner dim gives a partial sum of the full result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "identity": lambda x: x,
+}
+
+
+def experts(
+    x: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    gate_up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+    *,
+    act: str,
+    transposed: bool = False,
+    interleaved: bool = False,
+    first: int = 0,
+    gated: bool = True,
+    limit: float = 0.0,
+    alpha: float = 0.0,
+) -> Tensor:
+    """Return [N, h]: each token x [N, h] through its experts `index` [N, k], weighted by `weight`.
+
+    gate_up is [E, 2i, h] ([E, i, h] when not `gated`), down [E, h, i]; both with the last two dims
+    swapped when `transposed`. Gate and up are halves, or alternate when `interleaved`. With
+    `alpha` the gate is `g * sigmoid(alpha * g) * (u + 1)`; `limit` > 0 clamps g and u. An index
+    outside first .. first + E - 1 contributes nothing.
+    """
+    count, k = gate_up.shape[0], index.shape[1]
+    local = index.reshape(-1) - first
+    local = torch.where((local >= 0) & (local < count), local, count)
+    order = local.argsort(stable=True)
+    sizes = torch.bincount(local, minlength=count + 1).tolist()
+    out = x.new_zeros((x.shape[0], down.shape[2 if transposed else 1]))
+    flat = weight.reshape(-1)
+    at = 0
+    for expert, size in enumerate(sizes[:count]):
+        if not size:
+            continue
+        picks = order[at : at + size]
+        at += size
+        token = picks // k
+        inner = _project(x[token], gate_up, gate_up_bias, expert, transposed)
+        inner = activate(inner, act, gated, interleaved, limit, alpha)
+        result = _project(inner, down, down_bias, expert, transposed)
+        out = out.index_add(0, token, (result * flat[picks, None]).to(out.dtype))
+    return out
+
+
+def activate(
+    inner: Tensor, act: str, gated: bool, interleaved: bool, limit: float, alpha: float
+) -> Tensor:
+    """Apply the activation to [n, 2i] (gate and up) or [n, i]; return [n, i]."""
+    if not gated:
+        return ACTIVATIONS[act](inner)
+    gate, up = (inner[..., ::2], inner[..., 1::2]) if interleaved else inner.chunk(2, dim=-1)
+    if limit:
+        gate, up = gate.clamp(max=limit), up.clamp(min=-limit, max=limit)
+    if alpha:
+        return (up + 1) * (gate * torch.sigmoid(gate * alpha))
+    return ACTIVATIONS[act](gate) * up
+
+
+def _project(
+    x: Tensor, weight: Tensor, bias: Tensor | None, expert: int, transposed: bool
+) -> Tensor:
+    matrix = weight[expert].T if transposed else weight[expert]
+    return F.linear(x, matrix, None if bias is None else bias[expert])
+
+
+torch.library.define(
+    "plancc::experts",
+    "(Tensor x, Tensor index, Tensor weight, Tensor gate_up, Tensor down, "
+    "Tensor? gate_up_bias=None, Tensor? down_bias=None, *, str act, bool transposed=False, "
+    "bool interleaved=False, int first=0, bool gated=True, float limit=0.0, float alpha=0.0) "
+    "-> Tensor",
+)
+torch.library.impl("plancc::experts", "CompositeExplicitAutograd", experts)
+
+
+@torch.library.register_fake("plancc::experts")
+def _(x: Tensor, index: Tensor, weight: Tensor, *rest: Tensor | None, **options) -> Tensor:
+    return torch.empty_like(x)
