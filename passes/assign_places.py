@@ -1,0 +1,244 @@
+"""Give every node its stage (mesh, fixed coordinates) and the parts that cut its leaves.
+
+In: a named graph and a plan. Out: `places` by node, `param_rules` by parameter. Reports P301, P306,
+P307, P310, P314.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from plancc.dsl.diagnostics import Report
+from plancc.dsl.plan import Job, Place
+from plancc.dsl.source import Span
+from plancc.dsl.vocabulary import dim_class
+from plancc.ir.layout import Part, Stage
+from plancc.ir.mesh import World
+from plancc.ir.shape import Anchor, NamedGraph
+from plancc.passes.allot_parts import allot
+from plancc.passes.base import Placed, Unit
+from plancc.passes.match_targets import Cover, Matcher
+from plancc.passes.settle_glue import settle_glue
+
+
+@dataclass
+class _State:
+    """The cascade for one node: what the rules so far say."""
+
+    mesh: str | None = None
+    coords: dict[str, int] = field(default_factory=dict)
+    jobs: dict[tuple[str, str], tuple[Job, str, str]] = field(default_factory=dict)
+    span: Span | None = None
+
+
+@dataclass(frozen=True)
+class AssignPlaces:
+    """Apply the plan's places top to bottom to every node."""
+
+    name: ClassVar[str] = "assign-places"
+
+    def run(self, unit: Unit, report: Report) -> Unit:
+        """Fill `places` and `param_rules`."""
+        assert unit.named is not None
+        matcher = Matcher(unit.plan, unit.graph, unit.variant.guards)
+        work = _Assignment(unit.named, unit.world, matcher, report)
+        work.check_patterns()
+        places = work.nodes(unit.static)
+        rules = work.parameters()
+        work.finish(places)
+        return replace(unit, places=settle_glue(unit, places), param_rules=rules)
+
+
+class _Assignment:
+    def __init__(
+        self, named: NamedGraph, world: World, matcher: Matcher, report: Report
+    ) -> None:
+        self.named = named
+        self.world = world
+        self.matcher = matcher
+        self.report = report
+        self.anchors: dict[tuple[str, str], tuple[Anchor, ...]] = {}
+        self.found: dict[int, bool] = {}
+        self.jobs: dict[int, tuple[Job, str, str]] = {}
+        self.bad_axes: set[tuple[str, str]] = set()
+        self.unplaced: dict[str, None] = {}
+
+    def check_patterns(self) -> None:
+        """P306: a pattern that names no module and no parameter."""
+        modules = self.matcher.modules
+        for place in self.matcher.places:
+            for target in place.targets:
+                pattern = target.pattern if target.kind == "module" else target.within
+                if pattern is None or self.matcher.module_set(pattern):
+                    continue
+                if target.kind == "module" and modules.parameters(pattern):
+                    continue
+                report_no_match(self.report, pattern, target.span, modules.paths)
+
+    def nodes(self, static: frozenset[str]) -> dict[str, Placed]:
+        """The place of every node that is not static; static nodes are computed where they are used."""
+        cache: dict[tuple[str, str], Placed | None] = {}
+        out: dict[str, Placed] = {}
+        for node in self.named.graph.nodes:
+            if node.name in static:
+                continue
+            key = self.matcher.path_key(node)
+            if key not in cache:
+                cache[key] = self.resolve(self.matcher.covers(node), node.path)
+            placed = cache[key]
+            if placed is None:
+                self.unplaced[node.path or "the model's root"] = None
+            else:
+                out[node.name] = placed
+        return out
+
+    def parameters(self) -> dict[str, Placed]:
+        """Places whose pattern names a parameter itself: they fix how it is stored."""
+        out: dict[str, Placed] = {}
+        for place in self.matcher.places:
+            for target in place.targets:
+                if target.kind != "module" or self.matcher.module_set(target.pattern):
+                    continue
+                for name in self.matcher.modules.parameters(target.pattern):
+                    path = self.named.graph.params[name].fqns[0].rpartition(".")[0]
+                    base = self.matcher._candidates(path)
+                    covers = [Cover(p, s) for p, t, s in base if t.kind == "module"]
+                    placed = self.resolve([*covers, Cover(place, path)], path)
+                    if placed is not None:
+                        out[name] = placed
+        return out
+
+    def resolve(self, covers: Iterable[Cover], path: str) -> Placed | None:
+        """Fold the cascade of `covers` into a stage and cuts."""
+        state = _State()
+        for cover in covers:
+            self.apply(state, cover, path)
+        if state.mesh is None:
+            return None
+        stage = Stage(state.mesh, tuple(sorted(state.coords.items())))
+        return Placed(stage, self.cuts(state), state.span)
+
+    def apply(self, state: _State, cover: Cover, path: str) -> None:
+        """One place of the cascade: `on` first, then its jobs."""
+        place = cover.place
+        if place.mesh is not None:
+            if state.mesh is not None and place.mesh != state.mesh:
+                state.jobs.clear()
+                state.coords.clear()
+            state.mesh = place.mesh
+            state.coords.update(place.coords)
+            state.span = state.span or place.span
+        for rule in place.rules:
+            if not isinstance(rule, Job):
+                continue
+            for dim in rule.dims:
+                self.apply_job(state, place, rule, dim, cover.scope, path)
+
+    def apply_job(
+        self, state: _State, place: Place, rule: Job, dim: str, scope: str, path: str
+    ) -> None:
+        """Replace the job of the same class on the same axis; `layers` fixes a coordinate."""
+        kind = dim_class(dim)
+        for axis in rule.axes:
+            if state.mesh is None or not self.has_axis(state.mesh, axis, rule):
+                continue
+            if rule.verb == "replicate":
+                state.jobs.pop((kind, axis), None)
+            elif kind == "depth":
+                self.fix_depth(state, axis, path, rule)
+            elif kind == "flow":
+                state.jobs.pop((kind, axis), None)
+                state.jobs[(kind, axis)] = (rule, dim, scope)
+                state.span = rule.span
+
+    def fix_depth(self, state: _State, axis: str, path: str, rule: Job) -> None:
+        index = self.matcher.modules.layer_index(path)
+        self.found[id(rule)] = True
+        if index is None or state.mesh is None:
+            return
+        count = self.matcher.modules.layer_count
+        stages = self.world.grids[state.mesh].sizes[axis]
+        bounds = [count * c // stages for c in range(stages + 1)]
+        state.coords[axis] = next(c for c in range(stages) if bounds[c] <= index < bounds[c + 1])
+        state.span = rule.span
+
+    def has_axis(self, mesh: str, axis: str, rule: Job) -> bool:
+        if axis in self.world.grids[mesh].sizes:
+            return True
+        if (mesh, axis) not in self.bad_axes:
+            self.bad_axes.add((mesh, axis))
+            known = ", ".join(self.world.grids[mesh].sizes)
+            self.report.error(
+                "P301", f"mesh `{mesh}` has no axis `{axis}`", rule.axis_spans[0],
+                label=f"this target lives on `{mesh}`", help=[f"its axes are: {known}"],
+            )  # fmt: skip
+        return False
+
+    def cuts(
+        self, state: _State
+    ) -> Mapping[int, tuple[tuple[Part, ...], str | None]]:
+        """The parts of each leaf, jobs in order of their axes on the mesh (major to minor)."""
+        assert state.mesh is not None
+        grid = self.world.grids[state.mesh]
+        out: dict[int, tuple[tuple[Part, ...], str | None]] = {}
+        for axis, size in grid.axes:
+            job = state.jobs.get(("flow", axis))
+            if job is None or axis in state.coords:
+                continue
+            rule, dim, scope = job
+            anchors = self.lookup(scope, dim)
+            self.found[id(rule)] = self.found.get(id(rule), False) or bool(anchors)
+            self.jobs[id(rule)] = (rule, dim, scope)
+            block = "block" if is_block(rule.options.get("block")) else "balanced"
+            for anchor in anchors:
+                for leaf, part in allot(anchor.leaves, grid.name, axis, size, block, out):
+                    have = out.get(leaf.id, ((), None))[0]
+                    if part not in have:
+                        out[leaf.id] = ((*have, part), anchor.label)
+        return out
+
+    def lookup(self, scope: str, dim: str) -> tuple[Anchor, ...]:
+        key = (scope, dim)
+        if key not in self.anchors:
+            self.anchors[key] = self.named.lookup(scope, dim)
+        return self.anchors[key]
+
+    def finish(self, places: Mapping[str, Placed]) -> None:
+        """P310 for jobs whose dim was found nowhere, P307 for nodes without a mesh."""
+        for key, (rule, dim, scope) in self.jobs.items():
+            if not self.found[key]:
+                names = ", ".join(f"`{n}`" for n in self.named.names_at(scope)) or "none"
+                where = f"`{scope}`" if scope else "the model"
+                self.report.error(
+                    "P310", f"{where} has no dim `{dim}`", rule.dim_spans[rule.dims.index(dim)],
+                    label="not a dim of this target", help=[f"dims here: {names}"],
+                )  # fmt: skip
+        if self.unplaced:
+            paths = list(self.unplaced)
+            shown = ", ".join(paths[:6]) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
+            self.report.error(
+                "P307", f"{len(paths)} modules have no mesh", None, notes=[shown],
+                help=["begin with a rule for everything: place ** on MESH"],
+            )  # fmt: skip
+
+
+def is_block(value: object) -> bool:
+    """Whether a `block` option asks for the ceil rule; `balanced` and no option do not."""
+    return value is not None and "ceil" in str(getattr(value, "text", getattr(value, "name", value)))
+
+
+def report_no_match(
+    report: Report, pattern: str, span: Span, paths: Iterable[str]
+) -> None:
+    """P306 with the nearest module names."""
+    from difflib import get_close_matches
+
+    known = sorted(p for p in paths if p)
+    generic = sorted({".".join("*" if s.isdigit() else s for s in p.split(".")) for p in known})
+    close = get_close_matches(pattern, generic, n=1, cutoff=0.5)
+    report.error(
+        "P306", f"`{pattern}` matches no module", span, label=f"0 of {len(known)} modules",
+        help=[f"did you mean `{close[0]}`?"] if close else ["`plancc explain` lists the modules"],
+    )  # fmt: skip

@@ -1,0 +1,71 @@
+"""What passes share: the unit that flows through the pipeline, and the shape of a pass.
+
+A pass is a frozen dataclass with a `name` and `run(unit, report) -> unit`; it never changes its input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from plancc.dsl.diagnostics import Report
+from plancc.dsl.plan import ResolvedPlan, Variant
+from plancc.dsl.source import Span
+from plancc.ir.graph import Graph
+from plancc.ir.layout import Layout, Part, Stage
+from plancc.ir.mesh import World
+from plancc.ir.program import Instruction, ProgramSet, Weight
+from plancc.ir.shape import NamedGraph
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """What the plan says of one node: its stage, and the parts that cut each leaf there.
+
+    `order` maps a leaf id to (parts, preferred row label or None). `span` is the plan line that says so.
+    """
+
+    stage: Stage
+    cuts: Mapping[int, tuple[tuple[Part, ...], str | None]]
+    span: Span | None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLayout:
+    """The layout that a node wants of each operand, and the layouts that it gives."""
+
+    stage: Stage
+    operands: tuple[Layout, ...]
+    outs: tuple[Layout, ...]
+    once: tuple[tuple[Part, ...], ...]  # per operand: parts of which only rank 0 may add it
+    span: Span | None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One variant and phase on its way from graph to programs; later fields are filled by later passes."""
+
+    plan: ResolvedPlan
+    variant: Variant
+    world: World
+    graph: Graph
+    named: NamedGraph | None = None
+    static: frozenset[str] = frozenset()
+    places: Mapping[str, Placed] = field(default_factory=dict)
+    param_rules: Mapping[str, Placed] = field(default_factory=dict)
+    layouts: Mapping[str, NodeLayout] = field(default_factory=dict)
+    instructions: tuple[tuple[tuple[Stage, ...], Instruction], ...] = ()
+    weights: Mapping[Stage, tuple[Weight, ...]] = field(default_factory=dict)
+    outputs: Mapping[str, tuple[str, Stage]] = field(default_factory=dict)
+    programs: ProgramSet | None = None
+
+
+class Pass(Protocol):
+    """One step of the pipeline. A valid unit in, a valid unit out."""
+
+    name: ClassVar[str]
+
+    def run(self, unit: Unit, report: Report) -> Unit:
+        """Return the unit with this pass's part filled in; problems of the plan go to `report`."""
+        ...

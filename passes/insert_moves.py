@@ -1,0 +1,224 @@
+"""Turn layouts into instructions: each node computes on its stage, and where the layout that is there
+differs from the layout that is wanted, the cheapest move or a transfer between stages is inserted.
+
+Every move is cached per (value, stage, layout); static nodes are recomputed on each stage that uses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from plancc.dsl.diagnostics import Report
+from plancc.dsl.errors import Bug
+from plancc.dsl.source import Span
+from plancc.ir.graph import Node, Ref, Value
+from plancc.ir.layout import Layout, Move, Stage, cut_tree, plan_moves
+from plancc.ir.program import (
+    Collective,
+    Compute,
+    Edge,
+    Held,
+    Instruction,
+    Origin,
+    Transfer,
+    Weight,
+)
+from plancc.ir.shape import Binding
+from plancc.passes.base import NodeLayout, Unit
+from plancc.passes.localise_node import localise_node
+from plancc.passes.store_params import store_params
+
+COST: Mapping[str, int] = {
+    "shard": 0, "all_gather": 2, "all_to_all": 2, "reduce_scatter": 2, "all_reduce": 4
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class InsertMoves:
+    """Build the instruction list of all stages, in one global order."""
+
+    name: ClassVar[str] = "insert-moves"
+
+    def run(self, unit: Unit, report: Report) -> Unit:
+        """Fill `instructions`, `weights` and `outputs`."""
+        work = _Builder(unit)
+        for node in unit.graph.nodes:
+            if node.name in unit.layouts:
+                work.compute(node)
+        outputs = {name: work.output(value) for name, value in unit.graph.outputs.items()}
+        return replace(
+            unit,
+            instructions=tuple(work.instructions),
+            weights={stage: tuple(found) for stage, found in work.weights.items()},
+            outputs=outputs,
+        )
+
+
+class _Builder:
+    def __init__(self, unit: Unit) -> None:
+        assert unit.named is not None
+        self.unit = unit
+        self.named = unit.named
+        self.instructions: list[tuple[tuple[Stage, ...], Instruction]] = []
+        self.held: dict[tuple[str, Stage], dict[Layout, Held]] = {}
+        self.home: dict[str, Stage] = {}
+        self.values: dict[str, Value] = {v.name: v for v in unit.graph.values()}
+        self.maker = {out.name: node for node in unit.graph.nodes for out in node.outs}
+        self.names: set[str] = set()
+        self.edges = 0
+        self.weights: dict[Stage, list[Weight]] = {}
+        self.stored = store_params(unit)
+        self.inputs = {v.name for v in unit.graph.inputs}
+
+    def fresh(self, wanted: str) -> str:
+        """A local name not used before."""
+        name, count = wanted, 1
+        while name in self.names:
+            count += 1
+            name = f"{wanted}_{count}"
+        self.names.add(name)
+        return name
+
+    def hold(self, value: str, stage: Stage, layout: Layout, name: str) -> Held:
+        held = Held(self.fresh(name), value, layout, self.values[value].dtype)
+        self.held.setdefault((value, stage), {})[layout] = held
+        return held
+
+    def compute(self, node: Node) -> None:
+        """Fetch the operands as the node wants them and emit its local call."""
+        plan = self.unit.layouts[node.name]
+        binding = self.named.bindings[node.name]
+        origin = Origin(node.path, node.line, plan.span)
+        self.emit(node, binding, plan, origin)
+        for out in node.outs:
+            self.home[out.name] = plan.stage
+
+    def emit(self, node: Node, binding: Binding, plan: NodeLayout, origin: Origin) -> None:
+        stage = plan.stage
+        local: dict[tuple[str | int, ...], Ref] = {}
+        for operand, layout, once in zip(
+            binding.operands, plan.operands, plan.once, strict=True
+        ):
+            held = self.fetch(operand.value, stage, layout, origin)
+            if once:
+                masked = Held(
+                    self.fresh(f"{held.name}_once"), held.source,
+                    Layout(held.layout.dims, once), held.dtype,
+                )  # fmt: skip
+                move = Collective("once", held.name, masked, None, once, origin)
+                self.instructions.append(((stage,), move))
+                held = masked
+            local[operand.arg] = Ref(held.name)
+        outs = tuple(
+            self.hold(out.value, stage, layout, out.value)
+            for out, layout in zip(binding.outs, plan.outs, strict=True)
+        )
+        target, args, kwargs = localise_node(node, binding, self.named.shapes, plan, local)
+        compute = Compute(target, args, kwargs, outs, origin, node.name)
+        self.instructions.append(((stage,), compute))
+
+    def fetch(self, value: str, stage: Stage, layout: Layout, origin: Origin) -> Held:
+        """`value` on `stage` in `layout`: what is there already, or by the cheapest moves."""
+        there = self.held.get((value, stage)) or self.bring(value, stage, layout, origin)
+        if layout in there:
+            return there[layout]
+        options = []
+        for have in there:
+            if not set(layout.partial) - set(have.partial):
+                moves = plan_moves(have, layout)
+                options.append((sum(COST[m.kind] for m in moves), len(options), have, moves))
+        if not options:
+            raise Bug(f"{value} on {stage} cannot become {layout}")
+        _, _, have, moves = min(options, key=lambda o: o[:2])
+        return self.apply(value, stage, there[have], moves, origin)
+
+    def apply(
+        self, value: str, stage: Stage, held: Held, moves: tuple[Move, ...], origin: Origin
+    ) -> Held:
+        """Emit `moves` one after the other, each cached for later users."""
+        for move in moves:
+            known = self.held[(value, stage)].get(move.after)
+            if known is None:
+                suffix = {"all_reduce": "sum", "reduce_scatter": "part", "all_gather": "full"}
+                known = self.hold(
+                    value, stage, move.after, f"{value}_{suffix.get(move.kind, 'cut')}"
+                )
+                step = Collective(move.kind, held.name, known, move, move.parts, origin)
+                self.instructions.append(((stage,), step))
+            held = known
+        return held
+
+    def bring(
+        self, value: str, stage: Stage, layout: Layout, origin: Origin
+    ) -> dict[Layout, Held]:
+        """Make `value` present on a stage that does not hold it yet."""
+        whole = self.whole(value)
+        if value in self.unit.graph.params:
+            self.load(value, stage)
+        elif value in self.inputs:
+            self.hold(value, stage, whole, value)
+        elif self.maker[value].name in self.unit.static:
+            self.recompute(self.maker[value], stage)
+        else:
+            self.transfer(value, self.home[value], stage, layout, origin)
+        return self.held[(value, stage)]
+
+    def whole(self, value: str) -> Layout:
+        return Layout(tuple(cut_tree(t, lambda p, leaf: ()) for t in self.named.shapes[value]))
+
+    def load(self, value: str, stage: Stage) -> None:
+        param = self.unit.graph.params[value]
+        layout = self.stored.get((value, stage)) or self.whole(value)
+        held = self.hold(value, stage, layout, value)
+        weight = Weight(held, stage, param.fqns, param.kind)
+        self.weights.setdefault(stage, []).append(weight)
+
+    def recompute(self, node: Node, stage: Stage) -> None:
+        """Compute a static node on `stage`, whole, and what it depends on."""
+        binding = self.named.bindings[node.name]
+        plan = NodeLayout(
+            stage,
+            tuple(self.whole(o.value) for o in binding.operands),
+            tuple(self.whole(o.value) for o in binding.outs),
+            ((),) * len(binding.operands),
+            None,
+        )
+        self.emit(node, binding, plan, Origin(node.path, node.line, None))
+
+    def transfer(
+        self, value: str, home: Stage, stage: Stage, layout: Layout, origin: Origin
+    ) -> None:
+        """Send `value` from its home stage; a pending sum is reduced before it leaves."""
+        produced = next(iter(self.held[(value, home)]))
+        source = self.fetch(value, home, Layout(produced.dims), origin)
+        target = Layout(layout.dims)
+        edge = Edge(
+            self.edges, home, stage, value, source.layout, target, self.values[value].dtype
+        )
+        self.edges += 1
+        held = self.hold(value, stage, target, f"{value}_in")
+        self.instructions.append(((home, stage), Transfer(source.name, held, edge, origin)))
+
+    def output(self, value: str) -> tuple[str, Stage]:
+        """An output stays as it is produced; only a pending sum is reduced."""
+        origin = Origin("", "", None)
+        if value not in self.home:
+            stage = next(iter(self.home.values()))
+            return self.fetch(value, stage, self.whole(value), origin).name, stage
+        stage = self.home[value]
+        produced = next(iter(self.held[(value, stage)]))
+        return self.fetch(value, stage, Layout(produced.dims), origin).name, stage
+
+
+def plan_line(span: Span | None) -> str:
+    """`fa_pool.plan:28`, or nothing."""
+    return str(span) if span else ""
+
+
+def dtype_bytes(dtype: torch.dtype) -> int:
+    """Bytes of one element."""
+    return dtype.itemsize

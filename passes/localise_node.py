@@ -1,0 +1,52 @@
+"""Give a node's call its local form: local operand names, local sizes, shard kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from plancc.ir.graph import Node, Ref
+from plancc.ir.layout import Layout, Part, cut_tree, cuts
+from plancc.ir.program import LocalDim, LocalStart
+from plancc.ir.shape import Binding, Operand, Tree
+from plancc.passes.base import NodeLayout
+from plancc.passes.rows.localise import localise_args
+
+
+def localise_node(
+    node: Node,
+    binding: Binding,
+    shapes: Mapping[str, tuple[Tree, ...]],
+    plan: NodeLayout,
+    local: Mapping[tuple[str | int, ...], Ref],
+) -> tuple[str, tuple[Any, ...], Mapping[str, Any]]:
+    """The target, arguments and keywords to run on one rank; sizes are LocalDim and LocalStart."""
+    layouts: dict[int, Layout] = {}
+    for seen, layout in zip(
+        (*binding.operands, *binding.outs), (*plan.operands, *plan.outs), strict=True
+    ):
+        layouts[id(seen)] = layout
+
+    def size_of(tree: Tree, operand: Operand, dim: int) -> LocalDim:
+        parts: dict[int, tuple[Part, ...]] = {
+            leaf.id: leaf.parts for leaf in cuts(layouts[id(operand)].dims[dim])
+        }
+        return LocalDim(cut_tree(tree, lambda p, leaf: parts.get(leaf.id, ())))
+
+    def start_of(tree: Tree, operand: Operand, dim: int) -> LocalStart:
+        return LocalStart(size_of(tree, operand, dim).tree)
+
+    target, args, kwargs = localise_args(node, binding, shapes, size_of, start_of)
+    return target, _rename(args, (), local, "args"), {
+        key: _rename(value, (), local, "kwargs", key) for key, value in kwargs.items()
+    }
+
+
+def _rename(
+    arg: Any, at: tuple[Any, ...], local: Mapping[tuple[str | int, ...], Ref], *head: str
+) -> Any:
+    if isinstance(arg, Ref):
+        return local[(*head, *at)]
+    if isinstance(arg, (tuple, list)):
+        return tuple(_rename(item, (*at, i), local, *head) for i, item in enumerate(arg))
+    return arg

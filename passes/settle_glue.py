@@ -1,0 +1,63 @@
+"""Settle nodes that a plan puts on a whole mesh although others fix a stage axis of it (pipeline glue).
+
+Such a node (a residual add of the root module, a dropout before the first layer) would run on every
+stage; it is settled on the one stage that uses it, else on the stage of its operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from plancc.ir.graph import Node
+from plancc.ir.layout import Stage
+from plancc.passes.base import Placed, Unit
+
+
+def settle_glue(unit: Unit, places: Mapping[str, Placed]) -> Mapping[str, Placed]:
+    """`places` with every node of a staged mesh on one coordinate of each stage axis."""
+    axes: dict[str, set[str]] = {}
+    for placed in places.values():
+        axes.setdefault(placed.stage.mesh, set()).update(axis for axis, _ in placed.stage.coords)
+    if not any(axes.values()):
+        return places
+    work = _Settling(unit, dict(places), axes)
+    for node in reversed(unit.graph.nodes):
+        work.settle(node, work.users.get(node.name, ()), earliest=True)
+    for node in unit.graph.nodes:
+        work.settle(node, work.producers.get(node.name, ()), earliest=False, last_resort=True)
+    return work.places
+
+
+class _Settling:
+    def __init__(self, unit: Unit, places: dict[str, Placed], axes: Mapping[str, set[str]]) -> None:
+        self.places = places
+        self.axes = axes
+        self.users: dict[str, list[str]] = {}
+        self.producers: dict[str, list[str]] = {}
+        maker = {out.name: node.name for node in unit.graph.nodes for out in node.outs}
+        for node in unit.graph.nodes:
+            for ref in node.refs():
+                if ref in maker:
+                    self.users.setdefault(maker[ref], []).append(node.name)
+                    self.producers.setdefault(node.name, []).append(maker[ref])
+
+    def settle(self, node: Node, near, *, earliest: bool, last_resort: bool = False) -> None:
+        placed = self.places.get(node.name)
+        if placed is None:
+            return
+        coords = dict(placed.stage.coords)
+        for axis in sorted(self.axes[placed.stage.mesh] - set(coords)):
+            seen = {
+                dict(self.places[n].stage.coords)[axis]
+                for n in near
+                if n in self.places
+                and self.places[n].stage.mesh == placed.stage.mesh
+                and axis in dict(self.places[n].stage.coords)
+            }
+            if seen:
+                coords[axis] = min(seen) if earliest else max(seen)
+            elif last_resort:
+                coords[axis] = 0
+        stage = Stage(placed.stage.mesh, tuple(sorted(coords.items())))
+        self.places[node.name] = replace(placed, stage=stage)

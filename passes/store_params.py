@@ -1,0 +1,35 @@
+"""Choose how each stage stores each parameter: as all its users want it, else whole (users slice).
+
+A place that names the parameter itself decides; then users redistribute from that layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from plancc.ir.layout import Layout, Stage, cut_tree
+from plancc.passes.base import Unit
+
+
+def store_params(unit: Unit) -> Mapping[tuple[str, Stage], Layout]:
+    """(value name, stage) -> stored layout, for every parameter that a placed node uses."""
+    assert unit.named is not None
+    wanted: dict[tuple[str, Stage], set[Layout]] = {}
+    for name, plan in unit.layouts.items():
+        operands = unit.named.bindings[name].operands
+        for operand, layout in zip(operands, plan.operands, strict=True):
+            if operand.value in unit.graph.params:
+                key = (operand.value, plan.stage)
+                wanted.setdefault(key, set()).add(Layout(layout.dims))
+    out: dict[tuple[str, Stage], Layout] = {}
+    for (value, stage), layouts in wanted.items():
+        rule = unit.param_rules.get(value)
+        shapes = unit.named.shapes[value]
+        if rule is not None:
+            cuts = {leaf: parts for leaf, (parts, _) in rule.cuts.items()}
+            out[(value, stage)] = Layout(
+                tuple(cut_tree(t, lambda p, leaf: cuts.get(leaf.id, ())) for t in shapes)
+            )
+        elif len(layouts) == 1:
+            out[(value, stage)] = next(iter(layouts))
+    return out

@@ -1,0 +1,262 @@
+"""RankProgram -> one readable Python module: `step(r, comm, w, kv, inputs...)`.
+
+Deterministic: the same program gives the same bytes. It calls torch, plancc.ops and `comm` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import sympy
+import torch
+
+from plancc.dsl.errors import Bug
+from plancc.ir.graph import Ref, Size
+from plancc.ir.layout import CutLeaf, Layout, LocalTree, Part, Prod, Stage, Sum
+from plancc.ir.program import (
+    Collective,
+    Compute,
+    Edge,
+    Free,
+    Held,
+    Instruction,
+    LocalDim,
+    LocalStart,
+    Origin,
+    RankProgram,
+    Recv,
+    Send,
+    Transfer,
+)
+
+SHORT: Mapping[torch.dtype, str] = {
+    torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16",
+    torch.int64: "i64", torch.int32: "i32", torch.bool: "bool",
+}  # fmt: skip
+INDENT = "    "
+
+
+def emit_program(program: RankProgram, plan_name: str) -> str:
+    """The text of the module that every rank of `program` runs."""
+    return _Emitter(program, plan_name).text()
+
+
+class _Emitter:
+    def __init__(self, program: RankProgram, plan_name: str) -> None:
+        self.program = program
+        self.plan_name = plan_name
+        self.mesh = program.stages[0].mesh if program.stages else ""
+        self.dims: dict[tuple[Any, ...], str] = {}
+        self.dim_lines: list[str] = []
+        self.stages: dict[Stage, str] = {}
+        self.weights = {w.held.name: weight_key(program, w) for w in program.weights}
+        self.body: list[str] = []
+        self.origin: Origin | None = None
+
+    def text(self) -> str:
+        """The whole module."""
+        for at, instruction in enumerate(self.program.instructions):
+            self.instruction(at, instruction)
+        outputs = ", ".join(
+            f'"{name}": {self.local(held.name)}'
+            for name, (held, _) in self.program.outputs.items()
+        )
+        inputs = "".join(f", {held.name}" for held in self.program.inputs)
+        stages = [
+            f"{INDENT}{name} = r.stage({s.mesh!r}{''.join(f', {a}={i}' for a, i in s.coords)})"
+            for s, name in self.stages.items()
+        ]
+        lines = [
+            f'"""{self.plan_name}: {self.program.name}, {self.program.phase}, '
+            f'{ranks_text(self.program.ranks)}. Written by plancc."""',
+            "", "import torch", "", "from plancc import ops", "", "aten = torch.ops.aten", "", "",
+            f"def step(r, comm, w, kv{inputs}):",
+            f"{INDENT}B, T, P = r.batch, r.tokens, r.past",
+            *(INDENT + line for line in self.dim_lines), *stages, *self.body,
+            f"{INDENT}return {{{outputs}}}", "",
+        ]  # fmt: skip
+        return "\n".join(lines)
+
+    def instruction(self, at: int, instruction: Instruction) -> None:
+        """Append the lines of one instruction."""
+        if isinstance(instruction, Free):
+            self.line(f"del {', '.join(instruction.names)}")
+            return
+        self.comment(instruction.origin)
+        if isinstance(instruction, Compute):
+            self.compute(instruction)
+        elif isinstance(instruction, Collective):
+            self.collective(at, instruction)
+        else:
+            self.transfer(at, instruction)
+
+    def line(self, text: str, note: str = "") -> None:
+        self.body.append(f"{INDENT}{text:<72}  # {note}" if note else f"{INDENT}{text}")
+
+    def comment(self, origin: Origin) -> None:
+        if origin == self.origin:
+            return
+        self.origin = origin
+        where = ", ".join(x for x in (origin.line, f"plan {origin.span}" if origin.span else "") if x)
+        path = origin.path or "(root)"
+        self.line(f"# -- {path}" + (f"   ({where})" if where else ""))
+
+    def compute(self, call: Compute) -> None:
+        args = [self.argument(a) for a in call.args]
+        args += [f"{k}={self.argument(v)}" for k, v in call.kwargs.items()]
+        outs = ", ".join(held.name for held in call.outs)
+        notes = "; ".join(self.note(held) for held in call.outs)
+        if call.target == "plancc.cache_append.default":
+            self.line(f"{outs} = kv.append({', '.join(args)})", notes)
+            return
+        namespace, _, rest = call.target.partition(".")
+        function = f"ops.{rest.removesuffix('.default')}" if namespace == "plancc" else (
+            call.target if namespace == "aten" else f"torch.ops.{call.target}"
+        )
+        self.line(f"{outs} = {function}({', '.join(args)})", notes)
+
+    def collective(self, at: int, step: Collective) -> None:
+        parts = self.parts(step.parts)
+        x, out, move = self.local(step.operand), step.out.name, step.move
+        if step.kind == "once":
+            self.line(f"{out} = comm.once({x}, {parts})", "added by one rank of the sum only")
+            return
+        assert move is not None
+        if step.kind == "all_reduce":
+            call = f"comm.all_reduce({x}, {parts}, at={at})"
+        elif step.kind == "all_gather":
+            dim = self.size(move.before.dims[move.dim], True)
+            call = f"comm.all_gather({x}, {move.dim}, {dim}, {parts}, at={at})"
+        elif step.kind == "all_to_all":
+            dim = self.size(move.before.dims[move.dim], True)
+            to = self.size(move.after.dims[move.to_dim], True)
+            call = f"comm.all_to_all({x}, {move.dim}, {dim}, {move.to_dim}, {to}, {parts}, at={at})"
+        else:
+            dim = self.size(move.after.dims[move.dim], True)
+            tail = f", at={at}" if step.kind == "reduce_scatter" else ""
+            call = f"comm.{step.kind}({x}, {move.dim}, {dim}, {parts}{tail})"
+        self.line(f"{out} = {call}", self.note(step.out))
+
+    def transfer(self, at: int, step: Send | Recv | Transfer) -> None:
+        edge = step.edge
+        source = f"{self.stage(edge.source)}, {self.sizes(edge.before)}"
+        target = f"{self.stage(edge.target)}, {self.sizes(edge.after)}"
+        if isinstance(step, Send):
+            text = f"comm.send({self.local(step.operand)}, {source}, {target}, at={at})"
+            self.line(text, f"to {edge.target}")
+            return
+        if isinstance(step, Recv):
+            dtype = f"{edge.dtype}"
+            text = f"{step.out.name} = comm.recv({dtype}, {source}, {target}, at={at})"
+        else:
+            operand = self.local(step.operand)
+            text = f"{step.out.name} = comm.transfer({operand}, {source}, {target}, at={at})"
+        self.line(text, f"{self.note(step.out)}  from {edge.source}")
+
+    def stage(self, stage: Stage) -> str:
+        return self.stages.setdefault(stage, f"stage{len(self.stages)}")
+
+    def local(self, name: str) -> str:
+        return f"w[{self.weights[name]!r}]" if name in self.weights else name
+
+    def argument(self, arg: Any) -> str:
+        """One argument as Python text."""
+        if isinstance(arg, Ref):
+            return self.local(arg.name)
+        if isinstance(arg, LocalDim):
+            return self.size(arg.tree)
+        if isinstance(arg, LocalStart):
+            return f"r.start({self.size(arg.tree, True)})"
+        if isinstance(arg, (tuple, list)):
+            return "[" + ", ".join(self.argument(a) for a in arg) + "]"
+        if isinstance(arg, sympy.Expr):
+            return str(arg)
+        if isinstance(arg, torch.device):
+            return "r.device"
+        if isinstance(arg, float):
+            return repr(arg) if abs(arg) != float("inf") and arg == arg else f'float("{arg}")'
+        if arg is None or isinstance(arg, (bool, int, str)):
+            return repr(arg)
+        if isinstance(arg, (torch.dtype, torch.layout, torch.memory_format)):
+            return str(arg)
+        raise Bug(f"cannot write argument {arg!r} of type {type(arg).__name__}")
+
+    def sizes(self, layout: Layout) -> str:
+        return "(" + "".join(f"{self.size(d, True)}, " for d in layout.dims).rstrip() + ")"
+
+    def size(self, tree: LocalTree, structure: bool = False) -> str:
+        """A local size; with `structure` the text is always a Dim, never a bare number."""
+        if isinstance(tree, CutLeaf):
+            return self.leaf(tree, structure)
+        if isinstance(tree, Prod):
+            if not tree.kids:
+                return "r.one" if structure else "1"
+            return " * ".join(self.group(k, structure) for k in tree.kids)
+        return " + ".join(self.size(k, structure) for k in tree.kids)
+
+    def group(self, tree: Any, structure: bool) -> str:
+        text = self.size(tree, structure)
+        return f"({text})" if isinstance(tree, Sum) and len(tree.kids) > 1 else text
+
+    def leaf(self, leaf: CutLeaf, structure: bool) -> str:
+        name = self.program.leaf_names.get(leaf.id, f"d{leaf.id}")
+        axes = "_".join(self.axis_word(p) for p in leaf.parts)
+        key = (name, leaf.size, leaf.parts)
+        if key not in self.dims:
+            if not leaf.parts and not structure and isinstance(leaf.size, sympy.Symbol):
+                return str(leaf.size)
+            variable = f"{name}_{axes}" if axes else name
+            while variable in self.dims.values():
+                variable += "_"
+            self.dims[key] = variable
+            parts = f", {self.parts(leaf.parts)}" if leaf.parts else ""
+            self.dim_lines.append(f"{variable} = r.dim({name!r}, {leaf.size}{parts})")
+        return self.dims[key]
+
+    def axis_word(self, part: Part) -> str:
+        plain = part.axis if part.mesh == self.mesh else f"{part.mesh}_{part.axis}"
+        return plain if part.rule == "balanced" else f"{plain}_{part.rule}"
+
+    def parts(self, parts: Iterable[Part]) -> str:
+        texts = [part_text(part, self.mesh) for part in parts]
+        return texts[0] if len(texts) == 1 else "(" + ", ".join(texts) + ")"
+
+    def note(self, held: Held) -> str:
+        """`f32[B, T, ffn_tp]`, with the pending sum if there is one."""
+        shape = ", ".join(self.size(d) for d in held.layout.dims)
+        pending = "+".join(self.axis_word(p) for p in held.layout.partial)
+        tail = f"  partial over {pending}" if pending else ""
+        return f"{SHORT.get(held.dtype, str(held.dtype).removeprefix('torch.'))}[{shape}]{tail}"
+
+
+def part_text(part: Part, mesh: str) -> str:
+    """A part as the runtime reads it: `"tp"`, `"moe.ep"`, `"tp/2%4"` (a factor), `"sp:block"`."""
+    text = part.axis if part.mesh == mesh else f"{part.mesh}.{part.axis}"
+    if not part.whole_axis:
+        text += f"/{part.stride}%{part.count}"
+    return repr(text if part.rule == "balanced" else f"{text}:{part.rule}")
+
+
+def weight_key(program: RankProgram, weight: Any) -> str:
+    """The key of a weight in `w`: its checkpoint name; with the stage where a class holds it twice."""
+    name = weight.fqns[0] if weight.fqns else weight.held.source
+    twice = sum(w.fqns == weight.fqns for w in program.weights) > 1
+    return f"{name}@{weight.stage}" if twice else str(name)
+
+
+def ranks_text(ranks: tuple[int, ...]) -> str:
+    """`ranks 0-7, 12`."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][1] + 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    text = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return f"rank {text}" if len(ranks) == 1 else f"ranks {text}"
+
+
+def leaf_size(size: Size) -> str:
+    """A global size as Python text over B, T and P."""
+    return str(size)

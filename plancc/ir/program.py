@@ -1,0 +1,161 @@
+"""RankProgram: the straight list of instructions that one class of ranks runs.
+
+Ranks that differ only in coordinates share a program. One form feeds emit, check, verify, simulate, draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from plancc.dsl.source import Span
+from plancc.ir.layout import Layout, LocalTree, Move, Part, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class LocalDim:
+    """A size inside arguments: the local size of a tree on the rank that runs the instruction."""
+
+    tree: LocalTree
+
+
+@dataclass(frozen=True, slots=True)
+class LocalStart:
+    """The global index at which this rank's range of a leaf begins (embedding rows, experts, query rows)."""
+
+    tree: LocalTree
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A value as a stage holds it: global identity, layout, dtype. `source` is the graph's value name."""
+
+    name: str
+    source: str
+    layout: Layout
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an instruction comes from: module path, model line, plan line."""
+
+    path: str
+    line: str
+    span: Span | None
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Call `target` with local operands. Arguments hold Ref (local names), LocalDim, LocalStart, constants."""
+
+    target: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outs: tuple[Held, ...]
+    origin: Origin
+    node: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """A move on one stage that communicates (or, for `shard` and `once`, only slices or masks locally)."""
+
+    kind: str
+    operand: str
+    out: Held
+    move: Move | None
+    parts: tuple[Part, ...]
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A transfer of one value between two stages: M x N slices that intersect."""
+
+    index: int
+    source: Stage
+    target: Stage
+    value: str
+    before: Layout
+    after: Layout
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Give this rank's part of `operand` to the ranks of `edge.target` that need it; never blocks."""
+
+    operand: str
+    edge: Edge
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Recv:
+    """Take this rank's part of a value from the ranks of `edge.source`."""
+
+    out: Held
+    edge: Edge
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Send and receive in one: the rank belongs to both sides of the edge."""
+
+    operand: str
+    out: Held
+    edge: Edge
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """Values that are not used any more."""
+
+    names: tuple[str, ...]
+
+
+Instruction = Compute | Collective | Send | Recv | Transfer | Free
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A parameter or buffer as a class of ranks holds it, and the checkpoint names it is read by."""
+
+    held: Held
+    stage: Stage
+    fqns: tuple[str, ...]
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class RankProgram:
+    """What the ranks of one class run, in order. `outputs` maps output name -> (local name, stage)."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    ranks: tuple[int, ...]
+    phase: str
+    variant: int
+    inputs: tuple[Held, ...]
+    weights: tuple[Weight, ...]
+    instructions: tuple[Instruction, ...]
+    outputs: Mapping[str, tuple[Held, Stage]]
+    slots: int = 0
+    leaf_names: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramSet:
+    """All classes of one variant and phase: every rank of the world is in exactly one."""
+
+    phase: str
+    variant: int
+    guard: str
+    programs: tuple[RankProgram, ...]
+    microbatches: int = 1

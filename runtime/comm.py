@@ -1,0 +1,248 @@
+"""The verbs of emitted programs: moves between layouts, on top of any transport.
+
+A verb works out from the Dims which indices each peer holds, and makes one native collective of it, for
+every group size, uneven parts and fused dims (`heads*hd + heads*hd`) included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plancc.ir.layout import Part
+from plancc.runtime.dims import Coord, Dim, Ranges, intersect, length, within
+from plancc.runtime.transport import Transport
+from plancc.runtime.view import Members, Peers, View
+
+Parts = "str | tuple[str, ...]"
+
+
+class Comm:
+    """Communication of one rank. `at` is the instruction number, for beacons and messages."""
+
+    def __init__(self, transport: Transport, view: View) -> None:
+        self.transport = transport
+        self.view = view
+        self._cache: dict[Any, Any] = {}
+
+    def all_reduce(self, x: Tensor, parts: Parts, at: int) -> Tensor:
+        """The sum of `x` over the ranks along `parts`."""
+        peers = self.view.peers(self.view.parts(parts))
+        return self.transport.all_reduce(x, peers.group, at)
+
+    def all_gather(self, x: Tensor, dim: int, d: Dim, parts: Parts, at: int) -> Tensor:
+        """Make dim `dim` (local Dim `d`) whole along `parts`."""
+        peers = self.view.peers(self.view.parts(parts))
+        frame, pieces = self._pieces(d, peers)
+        shapes = [_resized(x, dim, length(p)) for p in pieces]
+        found = self._in_order(peers, shapes, lambda s: self.transport.all_gather(x, peers.group, s, at))
+        return join(found, dim, frame, pieces)
+
+    def reduce_scatter(self, x: Tensor, dim: int, d: Dim, parts: Parts, at: int) -> Tensor:
+        """Sum `x` over the ranks along `parts` and keep this rank's share of `dim` (`d`: after)."""
+        peers = self.view.peers(self.view.parts(parts))
+        frame, pieces = self._pieces(d, peers)
+        shares = [take(x, dim, within(frame, p)) for p in pieces]
+        order = [shares[peers.ranks.index(rank)] for rank in peers.group]
+        return self.transport.reduce_scatter(order, peers.group, at)
+
+    def all_to_all(
+        self, x: Tensor, dim: int, d: Dim, to_dim: int, to: Dim, parts: Parts, at: int
+    ) -> Tensor:
+        """Make `dim` (`d`: before) whole and cut `to_dim` (`to`: after) along the same parts."""
+        peers = self.view.peers(self.view.parts(parts))
+        frame, pieces = self._pieces(d, peers)
+        to_frame, to_pieces = self._pieces(to, peers)
+        out = [take(x, to_dim, within(to_frame, p)) for p in to_pieces]
+        kept = _resized(x, to_dim, int(to))
+        shapes = [(*kept[:dim], length(p), *kept[dim + 1 :]) for p in pieces]
+        order = [out[peers.ranks.index(rank)] for rank in peers.group]
+        found = self._in_order(
+            peers, shapes, lambda s: self.transport.all_to_all(order, peers.group, s, at)
+        )
+        return join(found, dim, frame, pieces)
+
+    def shard(self, x: Tensor, dim: int, d: Dim, parts: Parts) -> Tensor:
+        """Keep this rank's share of a dim that is whole along `parts`; nothing is sent."""
+        chosen = self.view.parts(parts)
+        frame, _ = self._pieces(d, self.view.peers(chosen))
+        mine = d.ranges(self.view.coord_of(self.view.rank))
+        return take(x, dim, within(frame, mine))
+
+    def once(self, x: Tensor, parts: Parts) -> Tensor:
+        """`x` on the first rank along `parts`, zeros on the others: a replicated addend of a sum."""
+        first = all(self.view.index(self.view.rank, p) == 0 for p in self.view.parts(parts))
+        return x if first else torch.zeros_like(x)
+
+    def send(
+        self, x: Tensor, source: Members, has: Sequence[Dim], target: Members,
+        wants: Sequence[Dim], at: int,
+    ) -> None:  # fmt: skip
+        """Send this rank's part of a value to the ranks of `target` that want it."""
+        routes = self._routes(source, has, target, wants)
+        self.transport.exchange(self._outgoing(x, routes), [], at)
+
+    def recv(
+        self, dtype: torch.dtype, source: Members, has: Sequence[Dim], target: Members,
+        wants: Sequence[Dim], at: int,
+    ) -> Tensor:  # fmt: skip
+        """Receive what this rank wants of a value that the ranks of `source` hold."""
+        routes = self._routes(source, has, target, wants)
+        return self._incoming(None, dtype, routes, [], at)
+
+    def transfer(
+        self, x: Tensor, source: Members, has: Sequence[Dim], target: Members,
+        wants: Sequence[Dim], at: int,
+    ) -> Tensor:  # fmt: skip
+        """Send and receive, on a rank of both stages."""
+        routes = self._routes(source, has, target, wants)
+        return self._incoming(x, x.dtype, routes, self._outgoing(x, routes), at)
+
+    def _outgoing(self, x: Tensor, routes: _Routes) -> list[tuple[int, Tensor]]:
+        return [(rank, cut(x, spots)) for rank, spots in routes.sends]
+
+    def _incoming(
+        self, x: Tensor | None, dtype: torch.dtype, routes: _Routes, sends: list, at: int
+    ) -> Tensor:
+        wanted = [(r, tuple(length(s) for s in spots), dtype) for r, spots in routes.recvs]
+        found = self.transport.exchange(sends, wanted, at)
+        if len(found) == 1 and x is None and tuple(found[0].shape) == routes.shape:
+            return found[0]
+        out = torch.empty(routes.shape, dtype=dtype, device=self.view.device)
+        for (_, spots), piece in zip(routes.recvs, found, strict=True):
+            put(out, spots, piece)
+        if x is not None and routes.local is not None:
+            put(out, routes.local[1], cut(x, routes.local[0]))
+        return out
+
+    def _in_order(self, peers: Peers, shapes: list, call) -> list[Tensor]:
+        """Call with shapes in the sorted order of the group; give results in the order of the peers."""
+        found = call([shapes[peers.ranks.index(rank)] for rank in peers.group])
+        at = {rank: i for i, rank in enumerate(peers.group)}
+        return [found[at[rank]] for rank in peers.ranks]
+
+    def _pieces(self, d: Dim, peers: Peers) -> tuple[Ranges, list[Ranges]]:
+        """The indices that the peers hold together, and those of each."""
+        key = (d.key, peers.parts)
+        if key not in self._cache:
+            own = self.view.coord_of(self.view.rank)
+            along = set(peers.parts)
+            frame = d.ranges(lambda p: None if p in along else own(p))
+            pieces = [d.ranges(lambda p, at=at: at.get(p, own(p))) for at in peers.coords]
+            self._cache[key] = (frame, pieces)
+        return self._cache[key]
+
+    def _routes(
+        self, source: Members, has: Sequence[Dim], target: Members, wants: Sequence[Dim]
+    ) -> _Routes:
+        key = (source.ranks, tuple(d.key for d in has), target.ranks, tuple(d.key for d in wants))
+        if key not in self._cache:
+            self._cache[key] = find_routes(self.view, source, has, target, wants)
+        return self._cache[key]
+
+
+class _Routes:
+    """What this rank sends and receives of one transfer: (rank, positions per dim) pairs."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self.sends: list[tuple[int, tuple[Ranges, ...]]] = []
+        self.recvs: list[tuple[int, tuple[Ranges, ...]]] = []
+        self.local: tuple[tuple[Ranges, ...], tuple[Ranges, ...]] | None = None
+
+
+def find_routes(
+    view: View, source: Members, has: Sequence[Dim], target: Members, wants: Sequence[Dim]
+) -> _Routes:
+    """Match the parts that `source` ranks hold with those that `target` ranks want.
+
+    Among replicas of a part the target's own rank is preferred, then they take turns.
+    """
+    held: dict[tuple[Ranges, ...], list[int]] = {}
+    for rank in source.ranks:
+        shard = tuple(d.ranges(view.coord_of(rank)) for d in has)
+        held.setdefault(shard, []).append(rank)
+    routes = _Routes(tuple(length(d.ranges(view.coord_of(view.rank))) for d in wants))
+    for turn, rank in enumerate(target.ranks):
+        goal = tuple(d.ranges(view.coord_of(rank)) for d in wants)
+        for shard, replicas in held.items():
+            if len(held) > 1 and view.rank != rank and view.rank not in replicas:
+                continue
+            both = tuple(intersect(a, b) for a, b in zip(shard, goal, strict=True))
+            if not all(both):
+                continue
+            giver = rank if rank in replicas else replicas[turn % len(replicas)]
+            given = tuple(within(a, b) for a, b in zip(shard, both, strict=True))
+            taken = tuple(within(a, b) for a, b in zip(goal, both, strict=True))
+            if giver == rank:
+                if rank == view.rank:
+                    routes.local = (given, taken)
+            elif giver == view.rank:
+                routes.sends.append((rank, given))
+            elif rank == view.rank:
+                routes.recvs.append((giver, taken))
+    return routes
+
+
+def _resized(x: Tensor, dim: int, size: int) -> tuple[int, ...]:
+    return (*x.shape[:dim], size, *x.shape[dim + 1 :])
+
+
+def take(x: Tensor, dim: int, spots: Ranges) -> Tensor:
+    """The elements of `x` at positions `spots` of `dim`: a view where they are one range."""
+    if len(spots) == 1:
+        lo, hi = spots[0]
+        return x if hi - lo == x.shape[dim] else x.narrow(dim, lo, hi - lo)
+    if not spots:
+        return x.narrow(dim, 0, 0)
+    return torch.cat([x.narrow(dim, lo, hi - lo) for lo, hi in spots], dim)
+
+
+def cut(x: Tensor, spots: tuple[Ranges, ...]) -> Tensor:
+    """The block of `x` at positions `spots`, dim by dim."""
+    for dim, ranges in enumerate(spots):
+        x = take(x, dim, ranges)
+    return x
+
+
+def put(out: Tensor, spots: tuple[Ranges, ...], piece: Tensor) -> None:
+    """Write `piece` into the block of `out` at positions `spots`."""
+    if not spots:
+        out.copy_(piece)
+        return
+    blocks: list[tuple[Tensor, Tensor]] = [(out, piece)]
+    for dim, ranges in enumerate(spots):
+        split: list[tuple[Tensor, Tensor]] = []
+        for to, frm in blocks:
+            base = 0
+            for lo, hi in ranges:
+                split.append((to.narrow(dim, lo, hi - lo), frm.narrow(dim, base, hi - lo)))
+                base += hi - lo
+        blocks = split
+    for to, frm in blocks:
+        to.copy_(frm)
+
+
+def join(pieces: Sequence[Tensor], dim: int, frame: Ranges, held: Sequence[Ranges]) -> Tensor:
+    """Put the pieces of the peers together along `dim`: a plain cat where they lie one after the other."""
+    spots = [within(frame, ranges) for ranges in held]
+    at = 0
+    for found in spots:
+        if len(found) > 1 or (found and found[0][0] != at):
+            break
+        at += length(found)
+    else:
+        return torch.cat(list(pieces), dim)
+    out = pieces[0].new_empty(_resized(pieces[0], dim, length(frame)))
+    for found, piece in zip(spots, pieces, strict=True):
+        base = 0
+        for lo, hi in found:
+            out.narrow(dim, lo, hi - lo).copy_(piece.narrow(dim, base, hi - lo))
+            base += hi - lo
+    return out
+
+
+__all__ = ["Comm", "Coord", "Part"]
