@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from plancc.ir.graph import Graph, Param, Ref, Value
 from plancc.models import ModelError
 from plancc.passes.capture.convert import convert, flat_outputs
 from plancc.passes.capture.export import trace
+from plancc.passes.capture.hugging_face import canonical, is_hugging_face
 from plancc.passes.capture.sizes import Sizes
 
 BATCH_EXAMPLE, TOKENS_EXAMPLE = 3, 13
@@ -32,7 +32,8 @@ def capture(
     if inputs is not None:
         chosen = {name: chosen[name] for name in inputs}
     names, tensors = state_names(model)
-    program = trace(model, chosen, {})
+    with canonical(model):
+        program = trace(model, chosen)
     sizes = Sizes()
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in chosen:
@@ -45,12 +46,30 @@ def capture(
 
 
 def example_inputs(model: nn.Module) -> dict[str, Tensor]:
-    """Return token ids under the name of the forward's first argument."""
+    """Return token ids (with a mask for encoders), or pixels, under the names of the forward."""
     arguments = inspect.signature(model.forward).parameters
-    first = next((name for name in TOKEN_NAMES if name in arguments), None) or next(iter(arguments), None)
+    named = getattr(model, "main_input_name", None)
+    first = named if named in arguments else next((n for n in TOKEN_NAMES if n in arguments), None)
+    first = first or next(iter(arguments), None)
     if first is None:
         raise ModelError(f"the forward of `{type(model).__name__}` takes no argument")
-    return {first: torch.zeros(BATCH_EXAMPLE, TOKENS_EXAMPLE, dtype=torch.long)}
+    if first == "pixel_values":
+        return {first: pixels(model)}
+    chosen = {first: torch.zeros(BATCH_EXAMPLE, TOKENS_EXAMPLE, dtype=torch.long)}
+    causal = any(getattr(part, "is_causal", False) is True for part in model.modules())
+    if is_hugging_face(model) and "attention_mask" in arguments and not causal:
+        chosen["attention_mask"] = torch.ones(BATCH_EXAMPLE, TOKENS_EXAMPLE, dtype=torch.long)
+    return chosen
+
+
+def pixels(model: nn.Module) -> Tensor:
+    """Return example images of the size that the model's config states."""
+    config = getattr(model, "config", None)
+    side, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
+    if side is None:
+        raise ModelError("an image model needs example inputs: its config has no image_size")
+    height, width = side if isinstance(side, (tuple, list)) else (side, side)
+    return torch.zeros(BATCH_EXAMPLE, channels, height, width)
 
 
 def state_names(model: nn.Module) -> tuple[dict[str, tuple[str, ...]], dict[str, Tensor]]:

@@ -19,13 +19,12 @@ from torch.export import Dim, ExportedProgram
 _SWAPPING = threading.RLock()
 
 
-def trace(module: nn.Module, inputs: Mapping[str, Tensor], options: Mapping[str, Any]) -> ExportedProgram:
-    """Export `module(**inputs, **options)` with every dim of integer inputs dynamic."""
+def trace(module: nn.Module, inputs: Mapping[str, Tensor]) -> ExportedProgram:
+    """Export `module(**inputs)` with dynamic batch and sequence."""
     shapes = {name: dynamic_dims(value) for name, value in inputs.items()}
-    shapes |= {name: None for name in options}
     with _SWAPPING, fake_parameters(module), eval_mode(module), torch.no_grad():
         return torch.export.export(
-            module, (), {**inputs, **options}, dynamic_shapes=shapes, strict=False
+            module, (), dict(inputs), dynamic_shapes=shapes, strict=False
         )
 
 
