@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from plancc.ir.graph import Graph, Param, Ref, Value
+from plancc.ir.graph import Graph, Ref
 from plancc.models import ModelError
 from plancc.passes.capture.convert import convert, flat_outputs
+from plancc.passes.capture.attention import recognise_attention
 from plancc.passes.capture.export import trace
+from plancc.passes.capture.functionalize import functionalize
 from plancc.passes.capture.hugging_face import canonical, is_hugging_face
+from plancc.passes.capture.simplify import simplify
 from plancc.passes.capture.sizes import Sizes
 
 BATCH_EXAMPLE, TOKENS_EXAMPLE = 3, 13
@@ -38,11 +41,16 @@ def capture(
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in chosen:
             sizes.bind(node.meta["val"])
-    nodes, params, values, outputs = convert(program, sizes, names, tensors)
-    tree = pytree.tree_unflatten(outputs, program.call_spec.out_spec)
-    named = {name: leaf.name for name, leaf in flat_outputs(tree) if isinstance(leaf, Ref)}
+    traced = convert(program, sizes, names, tensors)
+    tree = pytree.tree_unflatten(traced.outputs, program.call_spec.out_spec)
+    outputs = {name: leaf.name for name, leaf in flat_outputs(tree) if isinstance(leaf, Ref)}
+    nodes, outputs = functionalize(
+        traced.nodes, traced.params, traced.inputs, outputs, traced.storage
+    )
+    nodes, params, outputs = simplify(nodes, traced.params, traced.inputs, outputs)
     modules = {path: type(part).__name__ for path, part in model.named_modules()}
-    return Graph(tuple(nodes), params, tuple(values), named, modules)
+    graph = Graph(tuple(nodes), params, tuple(traced.inputs), outputs, modules)
+    return recognise_attention(graph)
 
 
 def example_inputs(model: nn.Module) -> dict[str, Tensor]:

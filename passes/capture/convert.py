@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class Converter:
         self.env: dict[fx.Node, Any] = {}
         self.nodes: list[Node] = []
         self.lines: dict[str, str] = {}
+        self.storage: dict[str, int] = {}
 
     def run(self, graph: fx.Graph, root: torch.nn.Module) -> list[Any]:
         """Convert the nodes of `graph`; return its outputs as references."""
@@ -111,7 +113,8 @@ class Converter:
         self.env[node] = refs if many else refs[0]
 
     def value(self, name: str, tensor: Tensor) -> Value:
-        """Describe a fake tensor."""
+        """Describe a fake tensor, and note its storage."""
+        self.storage[name] = tensor.untyped_storage()._cdata
         return Value(name, tuple(self.sizes.of(size) for size in tensor.shape), tensor.dtype)
 
     def argument(self, arg: Any) -> Any:
@@ -138,9 +141,22 @@ class Converter:
         return ModelError(message, (f"module `{module_path(node)}`", f"at {self.line(node)}"))
 
 
-def convert(program: ExportedProgram, sizes: Sizes, names: Mapping[str, tuple[str, ...]],
-            tensors: Mapping[str, Tensor]) -> tuple[list[Node], dict[str, Param], list[Value], list[Any]]:
-    """Return nodes, parameters by value name, inputs, and outputs (Refs) of an exported program.
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A graph as it was traced: in-place operators and no-ops still in it."""
+
+    nodes: list[Node]
+    params: dict[str, Param]
+    inputs: list[Value]
+    outputs: list[Any]
+    storage: dict[str, int]  # value name -> what it shares memory with others by
+
+
+def convert(
+    program: ExportedProgram, sizes: Sizes, names: Mapping[str, tuple[str, ...]],
+    tensors: Mapping[str, Tensor],
+) -> Converted:
+    """Convert an exported program.
 
     `names` maps every state-dict name to all names of the same tensor; `tensors` holds buffers.
     """
@@ -163,7 +179,7 @@ def convert(program: ExportedProgram, sizes: Sizes, names: Mapping[str, tuple[st
             data = program.constants.get(spec.target, tensors.get(spec.target))
             params[name] = parameter(spec, value, fqns, data)
     outputs = converter.run(program.graph, program.graph_module)
-    return converter.nodes, params, inputs, outputs
+    return Converted(converter.nodes, params, inputs, outputs, converter.storage)
 
 
 def parameter(spec: Any, value: Value, fqns: tuple[str, ...], data: Tensor | None) -> Param:
