@@ -7,8 +7,9 @@ Size-1 dims are `Prod(())`. The frozen result of the `name_dims` pass.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from plancc.ir.graph import Graph, Size
 
@@ -69,6 +70,7 @@ class Binding:
     `whole` labels must not be split here. A label absent from every output is contracted: splitting it
     leaves the outputs partial (a pending sum). `linear` rows let a partial operand pass through.
     `rules` names what lowering must adapt when an operand is local (see passes/rows): e.g. "shape:1".
+    `dropped` labels are cut away (slice, select, split): absent from an output, but not contracted.
     """
 
     node: str
@@ -78,6 +80,7 @@ class Binding:
     whole: frozenset[str]
     linear: bool
     rules: tuple[str, ...] = ()
+    dropped: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,15 @@ class Anchor:
 
 
 @dataclass(frozen=True, slots=True)
+class Note:
+    """Something `name_dims` noticed at a node that is no error: a dim left whole, heads not found."""
+
+    path: str
+    line: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class NamedGraph:
     """A graph with the factor tree of every value's dims, each node's bound row, and the named dims."""
 
@@ -99,18 +111,56 @@ class NamedGraph:
     shapes: Mapping[str, tuple[Tree, ...]]  # value name -> one tree a dim
     bindings: Mapping[str, Binding]  # node name -> binding
     anchors: tuple[Anchor, ...]
+    notes: tuple[Note, ...] = ()
+    _index: dict[str, _Places] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def lookup(self, path: str, name: str) -> tuple[Anchor, ...]:
         """Anchors called `name` at or below `path`; if none, those of the nearest enclosing module."""
-        below = tuple(
-            a for a in self.anchors
-            if a.name == name and (not path or a.path == path or a.path.startswith(path + "."))
-        )
+        if not self._index:
+            self._index.update(_places(self.anchors))
+        places = self._index.get(name)
+        if places is None:
+            return ()
+        if not path:
+            return places.all
+        below = places.below(path)
         while not below and path:
             path = path.rpartition(".")[0]
-            below = tuple(a for a in self.anchors if a.name == name and a.path == path)
+            below = places.at.get(path, ())
         return below
 
     def names_at(self, path: str) -> tuple[str, ...]:
         """Every dim name that `lookup` would find from `path`, sorted."""
-        return tuple(sorted({a.name for a in self.anchors if self.lookup(path, a.name)}))
+        return tuple(sorted(name for name in {a.name for a in self.anchors} if self.lookup(path, name)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """The anchors of one name: all of them, by path, and in path order for prefix searches."""
+
+    all: tuple[Anchor, ...]
+    at: Mapping[str, tuple[Anchor, ...]]
+    keys: list[str]
+    order: list[int]
+
+    def below(self, path: str) -> tuple[Anchor, ...]:
+        first = bisect_left(self.keys, path + ".")
+        last = bisect_left(self.keys, path + "/")
+        return tuple(self.all[i] for i in sorted(self.order[first:last]))
+
+
+def _places(anchors: tuple[Anchor, ...]) -> dict[str, _Places]:
+    groups: dict[str, list[Anchor]] = {}
+    for anchor in anchors:
+        groups.setdefault(anchor.name, []).append(anchor)
+    found = {}
+    for name, group in groups.items():
+        at: dict[str, list[Anchor]] = {}
+        for anchor in group:
+            at.setdefault(anchor.path, []).append(anchor)
+        order = sorted(range(len(group)), key=lambda i, g=group: g[i].path + ".")
+        found[name] = _Places(
+            tuple(group), {path: tuple(some) for path, some in at.items()},
+            [group[i].path + "." for i in order], order,
+        )
+    return found
