@@ -7,6 +7,7 @@ operators experts and ffn; what one weight makes and another contracts is ffn; f
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from plancc.ir.graph import BATCH, TOKENS, Graph, Node, Value
@@ -93,6 +94,8 @@ class _Anchors:
         self.makers = {out.name: node for node in graph.nodes for out in node.outs}
         self.order = {node.name: index for index, node in enumerate(graph.nodes)}
         self.attention: list[Node] = []
+        self.unrecognised: list[str] = []
+        self.copies = {leaf for node in graph.nodes for leaf in self.copied(node)}
 
     def add(
         self, path: str, name: str, found: Iterable[Leaf], label: str | None = None
@@ -163,11 +166,21 @@ class _Anchors:
         q, k, v = (self.shapes[operand.value] for operand in self.bindings[node.name].operands[:3])
         self.attention.append(node)
         self.add(node.path, "heads", leaves(q[1]))
-        self.add(node.path, "kv_heads", leaves(k[1]))
+        self.add(node.path, "kv_heads", (leaf for leaf in leaves(k[1]) if leaf not in self.copies))
         self.add(node.path, "head_dim", leaves(q[3]))
         self.add(node.path, "v_dim", leaves(v[3]))
         self.add(node.path, "q_seq", leaves(q[2]), "q")
         self.add(node.path, "kv_seq", leaves(k[2]), "s")
+
+    def copied(self, node: Node) -> Iterator[Leaf]:
+        """Leaves that an `expand` or `repeat` makes by copying (the groups of key-value heads)."""
+        if node.target.split(".")[1] not in ("expand", "broadcast_to", "repeat_interleave"):
+            return
+        binding = self.bindings[node.name]
+        known = {label for dim in binding.operands[0].labels for label in dim}
+        for leaf, label in self.occurrences(binding.outs[0]):
+            if label not in known:
+                yield leaf
 
     def add_labelled(self, node: Node, name: str, label: str) -> None:
         """The leaves under one label of a node."""
@@ -216,6 +229,7 @@ class _Anchors:
                 self.add(node.path, "heads", (
                     leaf for tree in dims for leaf in leaves(tree) if leaf not in batch
                 ))
+                self.unrecognised.append(node.path)
                 self.notes.append(Note(node.path, node.line, (
                     "an attention was not recognised: only `heads` is named, and softmax needs its "
                     "whole dim"
@@ -233,12 +247,25 @@ class _Anchors:
             if self.named.intersection(chosen):
                 continue
             users = [user for leaf in chosen for user in used.get(leaf, ())]
-            if users:
-                scope = common(node.path for node in (*nodes, *users))
-                self.add(scope, self.inner_name(scope, users), chosen)
-            elif outputs.issuperset(chosen):
-                name = "vocab" if self.has("", "vocab") else "out"
-                self.add(common(node.path for node in nodes), name, chosen)
+            scope = common(node.path for node in (*nodes, *users))
+            if users and not any(within(scope, path) for path in self.unrecognised):
+                name = self.inner_name(scope, users)
+                if name == "hidden":
+                    self.rename(scope, "hidden", "embedding")
+                self.add(scope, name, chosen)
+            elif not users and outputs.issuperset(chosen):
+                self.add(scope, self.output_name(chosen), chosen)
+
+    def output_name(self, chosen: tuple[Leaf, ...]) -> str:
+        """What a dim of an output is called that weights make: vocab if it is as large, else out."""
+        sizes = {a.leaves[0].size for a in self.found.values() if a.name == "vocab"}
+        return "vocab" if len(chosen) == 1 and chosen[0].size in sizes else "out"
+
+    def rename(self, path: str, old: str, new: str) -> None:
+        """Give the anchors called `old` at a module another name."""
+        for key in [key for key in self.found if key[:2] == (path, old)]:
+            anchor = self.found.pop(key)
+            self.found[path, new, anchor.leaves] = replace(anchor, name=new)
 
     def inner_name(self, scope: str, users: list[Node]) -> str:
         """What a dim is called that weights make and contract inside `scope`."""

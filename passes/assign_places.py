@@ -13,7 +13,7 @@ from typing import ClassVar
 from plancc.dsl.diagnostics import Report
 from plancc.dsl.plan import Job, Place
 from plancc.dsl.source import Span
-from plancc.dsl.vocabulary import dim_class
+from plancc.dsl.vocabulary import DIMS
 from plancc.ir.layout import Part, Stage
 from plancc.ir.mesh import World
 from plancc.ir.shape import Anchor, NamedGraph
@@ -140,7 +140,7 @@ class _Assignment:
         self, state: _State, place: Place, rule: Job, dim: str, scope: str, path: str
     ) -> None:
         """Replace the job of the same class on the same axis; `layers` fixes a coordinate."""
-        kind = dim_class(dim)
+        kind = DIMS.get(dim, "flow")
         for axis in rule.axes:
             if state.mesh is None or not self.has_axis(state.mesh, axis, rule):
                 continue

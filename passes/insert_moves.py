@@ -84,7 +84,7 @@ class _Builder:
         return name
 
     def hold(self, value: str, stage: Stage, layout: Layout, name: str) -> Held:
-        held = Held(self.fresh(name), value, layout, self.values[value].dtype)
+        held = Held(self.fresh(name), value, layout, self.values[value].dtype, stage)
         self.held.setdefault((value, stage), {})[layout] = held
         return held
 
@@ -107,7 +107,7 @@ class _Builder:
             if once:
                 masked = Held(
                     self.fresh(f"{held.name}_once"), held.source,
-                    Layout(held.layout.dims, once), held.dtype,
+                    Layout(held.layout.dims, once), held.dtype, stage,
                 )  # fmt: skip
                 move = Collective("once", held.name, masked, None, once, origin)
                 self.instructions.append(((stage,), move))
@@ -174,7 +174,7 @@ class _Builder:
         param = self.unit.graph.params[value]
         layout = self.stored.get((value, stage)) or self.whole(value)
         held = self.hold(value, stage, layout, value)
-        weight = Weight(held, stage, param.fqns, param.kind)
+        weight = Weight(held, param.fqns, param.kind)
         self.weights.setdefault(stage, []).append(weight)
 
     def recompute(self, node: Node, stage: Stage) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from plancc.ir.graph import Node, Ref
@@ -36,17 +37,22 @@ def localise_node(
     def start_of(tree: Tree, operand: Operand, dim: int) -> LocalStart:
         return LocalStart(size_of(tree, operand, dim).tree)
 
-    target, args, kwargs = localise_args(node, binding, shapes, size_of, start_of)
-    return target, _rename(args, (), local, "args"), {
-        key: _rename(value, (), local, "kwargs", key) for key, value in kwargs.items()
-    }
+    def is_cut(operand: Operand, dim: int) -> bool:
+        return any(leaf.parts for leaf in cuts(layouts[id(operand)].dims[dim]))
+
+    renamed = replace(
+        node,
+        args=_rename(node.args, ("args",), local),
+        kwargs={k: _rename(v, ("kwargs", k), local) for k, v in node.kwargs.items()},
+    )
+    return localise_args(renamed, binding, shapes, size_of, start_of, is_cut)
 
 
 def _rename(
-    arg: Any, at: tuple[Any, ...], local: Mapping[tuple[str | int, ...], Ref], *head: str
+    arg: Any, at: tuple[str | int, ...], local: Mapping[tuple[str | int, ...], Ref]
 ) -> Any:
     if isinstance(arg, Ref):
-        return local[(*head, *at)]
+        return local[at]
     if isinstance(arg, (tuple, list)):
-        return tuple(_rename(item, (*at, i), local, *head) for i, item in enumerate(arg))
+        return tuple(_rename(item, (*at, i), local) for i, item in enumerate(arg))
     return arg

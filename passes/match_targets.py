@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from plancc.dsl import Pattern
+from plancc.dsl.pattern import Pattern
 from plancc.dsl.plan import Place, ResolvedPlan, Target
 from plancc.ir.graph import Graph, Node
 

@@ -50,7 +50,7 @@ def _notes(bound: Bound) -> list[Note]:
     found = [
         Note(node.path, node.line, f"dim {dim} of operand {operand} of `{node.target}` is whole: {why}")
         for (operand, dim), why in bound.broken.items()
-        if bound.form.cut_leaves and not bound.form.dropped
+        if why and bound.form.cut_leaves and not bound.form.dropped
     ]
     if bound.pattern is None and bound.front + bound.back < len(node.outs[0].shape):
         found.append(Note(

@@ -21,6 +21,7 @@ from plancc.ir.program import (
     Send,
     Transfer,
     Weight,
+    produced,
 )
 from plancc.passes.base import Unit
 from plancc.passes.name_leaves import name_leaves
@@ -71,14 +72,14 @@ def build(
     """The program of the ranks that live on exactly the stages of `key`."""
     mine = [side(i, stages, key) for stages, i in unit.instructions if set(stages) & set(key)]
     weights: tuple[Weight, ...] = tuple(w for s in key for w in unit.weights.get(s, ()))
-    inputs = input_values(unit, mine)
-    outputs: dict[str, tuple[Held, Stage]] = {}
+    inputs = input_values(unit, key)
+    outputs: dict[str, Held] = {}
     made = {h.name: h for i in mine for h in produced(i)}
     made.update({h.name: h for h in inputs})
     for output, (name, stage) in unit.outputs.items():
         if stage in key:
-            outputs[output] = (made[name], stage)
-    keep = {h.name for h, _ in outputs.values()} | {w.held.name for w in weights}
+            outputs[output] = made[name]
+    keep = {h.name for h in outputs.values()} | {w.held.name for w in weights}
     keep |= {h.name for h in inputs}
     slots = sum(
         1 for i in mine if isinstance(i, Compute) and i.target == "plancc.cache_append.default"
@@ -101,23 +102,14 @@ def side(instruction: Instruction, stages: tuple[Stage, ...], key: tuple[Stage, 
     return Recv(instruction.out, edge, origin)
 
 
-def input_values(unit: Unit, mine: list[Instruction]) -> tuple[Held, ...]:
+def input_values(unit: Unit, key: tuple[Stage, ...]) -> tuple[Held, ...]:
     """Every input of the model, whole; each rank is given all of them."""
     assert unit.named is not None
     out = []
     for value in unit.graph.inputs:
         dims = tuple(cut_tree(t, lambda p, leaf: ()) for t in unit.named.shapes[value.name])
-        out.append(Held(value.name, value.name, Layout(dims), value.dtype))
+        out.append(Held(value.name, value.name, Layout(dims), value.dtype, key[0] if key else Stage("")))
     return tuple(out)
-
-
-def produced(instruction: Instruction) -> tuple[Held, ...]:
-    """The values that an instruction gives."""
-    if isinstance(instruction, Compute):
-        return instruction.outs
-    if isinstance(instruction, (Collective, Recv, Transfer)):
-        return (instruction.out,)
-    return ()
 
 
 def used(instruction: Instruction) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from plancc.dsl.diagnostics import Report
-from plancc.ir.layout import Layout, Part, cut_tree, cuts
+from plancc.ir.layout import Layout, Part, Stage, cut_tree, cuts
 from plancc.ir.shape import Binding, NamedGraph, Operand, leaves
 from plancc.passes.base import NodeLayout, Placed, Unit
 
@@ -44,22 +44,21 @@ class _Planner:
         self.named = named
         self.users = users
         self.layouts: dict[str, NodeLayout] = {}
-        self.produced: dict[str, tuple[Layout, object]] = {}
+        self.produced: dict[str, tuple[Layout, Stage]] = {}
 
     def plan(self, binding: Binding, placed: Placed) -> None:
         """Choose the layouts of one node."""
         active = active_labels(binding, placed, self.named)
-        kept, contracted = split_contracted(binding, active)
-        partial = contracted + self.passed(binding, placed, active, contracted)
+        contracted = contracted_parts(binding, active)
+        through = self.passed(binding, placed, active, contracted)
+        partial = contracted or (self.partial_of(binding.operands[through[0]]) if through else ())
         operands, once = [], []
-        for operand in binding.operands:
+        for index, operand in enumerate(binding.operands):
             layout = self.layout(operand, active)
-            had = self.produced.get(operand.value)
-            through = had is not None and partial and not contracted and had[0].partial == partial
-            operands.append(Layout(layout.dims, partial if through else ()))
+            operands.append(Layout(layout.dims, partial if index in through else ()))
             mine = {part for dim in layout.dims for leaf in cuts(dim) for part in leaf.parts}
             owed = tuple(p for p in partial if p not in mine)
-            once.append(owed if operand.addend and not through else ())
+            once.append(owed if operand.addend and index not in through else ())
         outs = []
         for out in binding.outs:
             layout = Layout(self.layout(out, active).dims, partial)
@@ -80,21 +79,29 @@ class _Planner:
 
     def passed(
         self, binding: Binding, placed: Placed, active: Active, contracted: tuple[Part, ...]
-    ) -> tuple[Part, ...]:
-        """Pending sums that may flow through: linear row, every operand pending alike, one user each."""
-        if not binding.linear or contracted or not binding.operands:
+    ) -> tuple[int, ...]:
+        """The operands whose pending sum flows through: a linear row, and nobody else uses them."""
+        mode = next((r[7:] for r in binding.rules if r.startswith("linear:")), "")
+        if not mode or contracted or not binding.operands:
             return ()
-        found = set()
-        for operand in binding.operands:
-            had = self.produced.get(operand.value)
-            if had is None or had[1] != placed.stage or self.users[operand.value] != 1:
-                return ()
-            found.add(had[0].partial)
-        pending = found.pop()
-        if found or not pending:
+        pending = [i for i, o in enumerate(binding.operands) if self.partial_of(o)]
+        every = tuple(range(len(binding.operands)))
+        allowed = {"0": pending == [0], "one": len(pending) == 1, "all": tuple(pending) == every}
+        if not allowed[mode]:
             return ()
+        sums = {self.partial_of(binding.operands[i]) for i in pending}
         cut = {part for parts in active.values() for part in parts}
-        return pending if not cut & set(pending) else ()
+        for index in pending:
+            operand = binding.operands[index]
+            elsewhere = self.produced[operand.value][1] != placed.stage
+            if elsewhere or self.users[operand.value] != 1 or len(sums) > 1:
+                return ()
+        return tuple(pending) if not cut & set(next(iter(sums))) else ()
+
+    def partial_of(self, operand: Operand) -> tuple[Part, ...]:
+        """The pending sum of an operand as it is produced."""
+        had = self.produced.get(operand.value)
+        return had[0].partial if had is not None else ()
 
 
 def active_labels(binding: Binding, placed: Placed, named: NamedGraph) -> Active:
@@ -120,13 +127,11 @@ def active_labels(binding: Binding, placed: Placed, named: NamedGraph) -> Active
     return out
 
 
-def split_contracted(binding: Binding, active: Active) -> tuple[Active, tuple[Part, ...]]:
-    """The active labels that outputs keep, and the parts left pending by the contracted ones."""
-    kept_labels = {label for out in binding.outs for dim in out.labels for label in dim}
-    kept = {key: parts for key, parts in active.items() if key[0] in kept_labels}
+def contracted_parts(binding: Binding, active: Active) -> tuple[Part, ...]:
+    """The parts of active labels that no output keeps: a sum over them is left pending."""
+    kept = {label for out in binding.outs for dim in out.labels for label in dim}
     gone: list[Part] = []
-    for key, parts in active.items():
-        if key[0] not in kept_labels:
+    for (label, _), parts in active.items():
+        if label not in kept and label not in binding.dropped:
             gone.extend(p for p in parts if p not in gone)
-    order = sorted(gone, key=lambda p: (p.mesh, p.axis, -p.stride))
-    return kept, tuple(order)
+    return tuple(sorted(gone, key=lambda p: (p.mesh, p.axis, -p.stride)))

@@ -38,7 +38,8 @@ class View:
     """What an emitted program calls `r`.
 
     `batch`, `tokens` and `past` are the global sizes of the running step (of one micro-batch).
-    `sizes` overrides dims by name: verification runs the same program on shrunk dims.
+    `sizes` overrides dims by name and `dtype` every floating type: verification runs the same program
+    on shrunk dims in float64. Programs write their types as `r.f32`, `r.bf16`.
     """
 
     def __init__(
@@ -49,12 +50,17 @@ class View:
         *,
         device: torch.device | None = None,
         sizes: Mapping[str, int] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.rank = rank
         self.grids = grids
         self.main = main
         self.device = device or torch.device("cpu")
         self.sizes = dict(sizes or {})
+        self.f64 = dtype or torch.float64
+        self.f32 = dtype or torch.float32
+        self.bf16 = dtype or torch.bfloat16
+        self.f16 = dtype or torch.float16
         self.batch = self.tokens = 1
         self.past = 0
         self.one = Dim.join("mul", ())

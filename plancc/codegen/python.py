@@ -28,6 +28,7 @@ from plancc.ir.program import (
     Recv,
     Send,
     Transfer,
+    produced,
 )
 
 SHORT: Mapping[torch.dtype, str] = {
@@ -37,14 +38,19 @@ SHORT: Mapping[torch.dtype, str] = {
 INDENT = "    "
 
 
-def emit_program(program: RankProgram, plan_name: str) -> str:
-    """The text of the module that every rank of `program` runs."""
-    return _Emitter(program, plan_name).text()
+def emit_program(program: RankProgram, plan_name: str, *, probes: bool = False) -> str:
+    """The text of the module that every rank of `program` runs.
+
+    With `probes`, `r.probe(name, value)` follows every value: what verification uses to find the first
+    wrong one.
+    """
+    return _Emitter(program, plan_name, probes).text()
 
 
 class _Emitter:
-    def __init__(self, program: RankProgram, plan_name: str) -> None:
+    def __init__(self, program: RankProgram, plan_name: str, probes: bool) -> None:
         self.program = program
+        self.probes = probes
         self.plan_name = plan_name
         self.mesh = program.stages[0].mesh if program.stages else ""
         self.dims: dict[tuple[Any, ...], str] = {}
@@ -60,7 +66,7 @@ class _Emitter:
             self.instruction(at, instruction)
         outputs = ", ".join(
             f'"{name}": {self.local(held.name)}'
-            for name, (held, _) in self.program.outputs.items()
+            for name, held in self.program.outputs.items()
         )
         inputs = "".join(f", {held.name}" for held in self.program.inputs)
         stages = [
@@ -90,6 +96,9 @@ class _Emitter:
             self.collective(at, instruction)
         else:
             self.transfer(at, instruction)
+        if self.probes:
+            for held in produced(instruction):
+                self.line(f"r.probe({held.name!r}, {held.name})")
 
     def line(self, text: str, note: str = "") -> None:
         self.body.append(f"{INDENT}{text:<72}  # {note}" if note else f"{INDENT}{text}")
@@ -147,7 +156,7 @@ class _Emitter:
             self.line(text, f"to {edge.target}")
             return
         if isinstance(step, Recv):
-            dtype = f"{edge.dtype}"
+            dtype = self.argument(edge.dtype)
             text = f"{step.out.name} = comm.recv({dtype}, {source}, {target}, at={at})"
         else:
             operand = self.local(step.operand)
@@ -178,6 +187,8 @@ class _Emitter:
             return repr(arg) if abs(arg) != float("inf") and arg == arg else f'float("{arg}")'
         if arg is None or isinstance(arg, (bool, int, str)):
             return repr(arg)
+        if isinstance(arg, torch.dtype) and arg.is_floating_point:
+            return f"r.{SHORT[arg]}"
         if isinstance(arg, (torch.dtype, torch.layout, torch.memory_format)):
             return str(arg)
         raise Bug(f"cannot write argument {arg!r} of type {type(arg).__name__}")
@@ -203,9 +214,9 @@ class _Emitter:
         name = self.program.leaf_names.get(leaf.id, f"d{leaf.id}")
         axes = "_".join(self.axis_word(p) for p in leaf.parts)
         key = (name, leaf.size, leaf.parts)
+        if not leaf.parts and not structure and isinstance(leaf.size, sympy.Symbol):
+            return str(leaf.size)
         if key not in self.dims:
-            if not leaf.parts and not structure and isinstance(leaf.size, sympy.Symbol):
-                return str(leaf.size)
             variable = f"{name}_{axes}" if axes else name
             while variable in self.dims.values():
                 variable += "_"
@@ -242,7 +253,7 @@ def weight_key(program: RankProgram, weight: Any) -> str:
     """The key of a weight in `w`: its checkpoint name; with the stage where a class holds it twice."""
     name = weight.fqns[0] if weight.fqns else weight.held.source
     twice = sum(w.fqns == weight.fqns for w in program.weights) > 1
-    return f"{name}@{weight.stage}" if twice else str(name)
+    return f"{name}@{weight.held.stage}" if twice else str(name)
 
 
 def ranks_text(ranks: tuple[int, ...]) -> str:

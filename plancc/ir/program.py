@@ -37,6 +37,7 @@ class Held:
     source: str
     layout: Layout
     dtype: torch.dtype
+    stage: Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +129,13 @@ class Weight:
     """A parameter or buffer as a class of ranks holds it, and the checkpoint names it is read by."""
 
     held: Held
-    stage: Stage
     fqns: tuple[str, ...]
     kind: str
 
 
 @dataclass(frozen=True, slots=True)
 class RankProgram:
-    """What the ranks of one class run, in order. `outputs` maps output name -> (local name, stage)."""
+    """What the ranks of one class run, in order. `outputs` maps output name -> value."""
 
     name: str
     stages: tuple[Stage, ...]
@@ -145,7 +145,7 @@ class RankProgram:
     inputs: tuple[Held, ...]
     weights: tuple[Weight, ...]
     instructions: tuple[Instruction, ...]
-    outputs: Mapping[str, tuple[Held, Stage]]
+    outputs: Mapping[str, Held]
     slots: int = 0
     leaf_names: Mapping[int, str] = field(default_factory=dict)
 
@@ -159,3 +159,12 @@ class ProgramSet:
     guard: str
     programs: tuple[RankProgram, ...]
     microbatches: int = 1
+
+
+def produced(instruction: Instruction) -> tuple[Held, ...]:
+    """The values that an instruction gives."""
+    if isinstance(instruction, Compute):
+        return instruction.outs
+    if isinstance(instruction, (Collective, Recv, Transfer)):
+        return (instruction.out,)
+    return ()

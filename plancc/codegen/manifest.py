@@ -1,0 +1,211 @@
+"""The artifact folder: manifest.json, one program file a class, resolved plan, buffers; written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plancc.codegen.python import SHORT, emit_program, part_text, weight_key
+from plancc.dsl.plan import ResolvedPlan, Variant
+from plancc.ir.graph import Graph
+from plancc.ir.layout import CutLeaf, Layout, LocalTree, Prod, Stage
+from plancc.ir.mesh import World
+from plancc.ir.program import Compute, Held, ProgramSet, RankProgram, Weight
+
+SCHEMA = "plancc/artifact@1"
+DTYPES = {text: dtype for dtype, text in SHORT.items()}
+
+
+def tree_json(tree: LocalTree, names: Mapping[int, str]) -> list[Any]:
+    """["leaf", name, size, [parts]] | ["mul", ...] | ["add", ...]; sizes are ints or text over B, T, P."""
+    if isinstance(tree, CutLeaf):
+        size = tree.size if isinstance(tree.size, int) else str(tree.size)
+        parts = [part_text(p, "") for p in tree.parts]
+        return ["leaf", names.get(tree.id, f"d{tree.id}"), size, [p.strip("'") for p in parts]]
+    return ["mul" if isinstance(tree, Prod) else "add", *(tree_json(k, names) for k in tree.kids)]
+
+
+def layout_json(layout: Layout, names: Mapping[int, str]) -> list[Any]:
+    """One tree a dim."""
+    return [tree_json(dim, names) for dim in layout.dims]
+
+
+def stage_json(stage: Stage) -> dict[str, Any]:
+    """Mesh and fixed coordinates."""
+    return {"mesh": stage.mesh, "coords": dict(stage.coords)}
+
+
+def held_json(held: Held, names: Mapping[int, str]) -> dict[str, Any]:
+    """Where a value lies and how."""
+    return {
+        "stage": stage_json(held.stage),
+        "dims": layout_json(held.layout, names),
+        "dtype": SHORT.get(held.dtype, str(held.dtype)),
+    }
+
+
+def weight_json(program: RankProgram, weight: Weight) -> dict[str, Any]:
+    """One row of the weight table."""
+    names = program.leaf_names
+    return {
+        "key": weight_key(program, weight), "fqns": list(weight.fqns), "kind": weight.kind,
+        **held_json(weight.held, names),
+    }  # fmt: skip
+
+
+def caches_json(program: RankProgram) -> dict[str, Any]:
+    """slot -> how this class holds the keys and values of one attention."""
+    out = {}
+    for step in program.instructions:
+        if isinstance(step, Compute) and step.target == "plancc.cache_append.default":
+            found = [held_json(held, program.leaf_names) for held in step.outs]
+            out[str(step.args[2])] = found
+    return out
+
+
+def program_json(program: RankProgram, file: str) -> dict[str, Any]:
+    """What the runtime needs of one class of ranks."""
+    names = program.leaf_names
+    return {
+        "file": file,
+        "name": program.name,
+        "mesh": program.stages[0].mesh if program.stages else "",
+        "ranks": list(program.ranks),
+        "inputs": [held.name for held in program.inputs],
+        "weights": [weight_json(program, w) for w in program.weights],
+        "outputs": {
+            name: held_json(held, names) for name, held in program.outputs.items()
+        },
+        "caches": caches_json(program),
+    }
+
+
+def write_artifact(
+    folder: Path,
+    plan: ResolvedPlan,
+    world: World,
+    sets: Sequence[tuple[Variant, ProgramSet]],
+    graph: Graph,
+    facts: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Write everything aside, then move it into place: the folder appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _fill(aside, plan, world, sets, graph, facts, weights)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            os.replace(folder, old / "was")
+            os.replace(aside, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _fill(aside: Path, plan, world, sets, graph: Graph, facts, weights) -> None:
+    from safetensors.torch import save_file
+
+    os.chmod(aside, 0o755)
+    programs = []
+    for variant, found in sets:
+        rows = []
+        for number, program in enumerate(found.programs):
+            file = f"{found.phase}_v{variant.index}_c{number}.py"
+            (aside / file).write_text(emit_program(program, plan.name))
+            rows.append(program_json(program, file))
+        programs.append(
+            {
+                "phase": found.phase, "variant": variant.index, "guard": variant.text,
+                "bounds": {k: list(v) for k, v in variant.bounds.items()},
+                "microbatches": found.microbatches, "classes": rows,
+            }  # fmt: skip
+        )
+    buffers = {p.value.name: p.data.contiguous() for p in graph.params.values() if p.data is not None}
+    if buffers:
+        save_file(buffers, str(aside / "buffers.safetensors"))
+    if weights is not None:
+        save_file({k: v.contiguous() for k, v in weights.items()}, str(aside / "weights.safetensors"))
+    (aside / "resolved-plan.json").write_text(json.dumps(plan_json(plan), indent=1, default=str))
+    hashes = {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(aside.iterdir())
+    }
+    manifest = {
+        "schema": SCHEMA,
+        "plan": plan.name,
+        **facts,
+        "world": world.size,
+        "grids": {
+            name: {"axes": [list(a) for a in grid.axes], "ranks": list(grid.ranks)}
+            for name, grid in world.grids.items()
+        },
+        "params": params_json(graph),
+        "programs": programs,
+        "files": hashes,
+    }
+    text = json.dumps(manifest, indent=1)
+    manifest["seal"] = hashlib.sha256(text.encode()).hexdigest()
+    (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def params_json(graph: Graph) -> dict[str, Any]:
+    """Every parameter and buffer: names, shape, dtype, and where its data comes from."""
+    return {
+        name: {
+            "fqns": list(param.fqns), "kind": param.kind,
+            "shape": [int(s) for s in param.value.shape],
+            "dtype": SHORT.get(param.value.dtype, str(param.value.dtype)),
+            "stored": param.data is not None,
+        }
+        for name, param in graph.params.items()
+    }  # fmt: skip
+
+
+def plan_json(plan: ResolvedPlan) -> dict[str, Any]:
+    """The resolved plan as plain data (schema plancc/plan@1)."""
+    return {
+        "schema": "plancc/plan@1",
+        "name": plan.name,
+        "edition": plan.edition,
+        "params": dict(plan.params),
+        "facts": dict(plan.facts),
+        "inputs": {k: list(v) for k, v in plan.inputs.items()},
+        "meshes": {
+            m.name: {
+                "axes": [[a.name, a.size] for a in m.axes],
+                "devices": list(m.devices),
+                "budget": m.budget,
+            }
+            for m in plan.meshes.values()
+        },
+        "places": [place_json(place) for place in plan.places],
+        "files": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in plan.files.items()},
+    }
+
+
+def place_json(place: Any) -> dict[str, Any]:
+    """One place: targets, mesh, rules as text, guard, line."""
+    return {
+        "targets": [
+            {"kind": t.kind, "pattern": t.pattern, "within": t.within} for t in place.targets
+        ],
+        "on": place.mesh,
+        "coords": dict(place.coords),
+        "rules": [
+            {"verb": r.verb, "dims": list(r.dims), "axes": list(r.axes)}
+            for r in place.rules
+            if hasattr(r, "verb")
+        ],
+        "when": place.guard.text if place.guard else None,
+        "line": str(place.span),
+    }

@@ -1,0 +1,135 @@
+"""The compiler: PIPELINE, in order, and the loop that runs it for every phase and variant."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from plancc.dsl.diagnostics import Report
+from plancc.dsl.plan import ResolvedPlan, Variant
+from plancc.ir.graph import Graph
+from plancc.ir.mesh import World, build_world
+from plancc.ir.program import ProgramSet
+from plancc.ir.shape import NamedGraph
+from plancc.passes.assign_places import AssignPlaces
+from plancc.passes.base import Pass, Unit
+from plancc.passes.check_programs import CheckPrograms
+from plancc.passes.derive_phases import NotCausal, derive_phase
+from plancc.passes.estimate_memory import EstimateMemory
+from plancc.passes.find_static import FindStatic
+from plancc.passes.insert_moves import InsertMoves
+from plancc.passes.name_dims import name_dims
+from plancc.passes.partition_ranks import PartitionRanks
+from plancc.passes.plan_layouts import PlanLayouts
+
+PIPELINE: tuple[Pass, ...] = (
+    FindStatic(),
+    AssignPlaces(),
+    PlanLayouts(),
+    InsertMoves(),
+    PartitionRanks(),
+    CheckPrograms(),
+    EstimateMemory(),
+)
+
+Watch = Callable[[str, Unit, float], None]
+"""Called after each pass with its name, the unit, and the seconds it took."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """All programs of a plan: one unit a (phase, variant)."""
+
+    plan: ResolvedPlan
+    world: World
+    named: NamedGraph
+    units: tuple[Unit, ...]
+    notes: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> Graph:
+        """The captured forward graph."""
+        return self.named.graph
+
+    @property
+    def sets(self) -> tuple[tuple[Variant, ProgramSet], ...]:
+        """(variant, programs) of every unit."""
+        return tuple((u.variant, u.programs) for u in self.units if u.programs is not None)
+
+    def unit(self, phase: str, variant: int = 0) -> Unit:
+        """The unit of one phase and variant (KeyError if it was not compiled)."""
+        for unit in self.units:
+            if unit.graph.phase == phase and unit.variant.index == variant:
+                return unit
+        raise KeyError((phase, variant))
+
+
+def lower(unit: Unit, report: Report, watch: Watch | None = None) -> Unit:
+    """Run every pass of the pipeline over one unit; stop at the first pass that reports an error."""
+    for step in PIPELINE:
+        begin = time.perf_counter()
+        unit = step.run(unit, report)
+        if watch is not None:
+            watch(step.name, unit, time.perf_counter() - begin)
+        report.raise_errors()
+    return unit
+
+
+def named_phases(
+    forward: NamedGraph, phases: Sequence[str] | None
+) -> tuple[list[NamedGraph], list[str]]:
+    """The named graph of each phase; without `phases`, all that the model has, and why others are not."""
+    wanted = phases if phases is not None else ("forward", "prefill", "decode")
+    found, notes = [], []
+    for phase in wanted:
+        if phase == "forward":
+            found.append(forward)
+            continue
+        try:
+            found.append(name_dims(derive_phase(forward, phase)))
+        except NotCausal as problem:
+            if phases is not None:
+                raise
+            notes.append(f"no {phase}: {problem}")
+    return found, notes
+
+
+def compile_graph(
+    plan: ResolvedPlan,
+    graph: Graph,
+    report: Report,
+    *,
+    phases: Sequence[str] | None = None,
+    watch: Watch | None = None,
+) -> Compiled:
+    """Lower a captured model under a plan. Raises PlanError when the report has errors."""
+    seconds: dict[str, float] = {}
+    begin = time.perf_counter()
+    forward = name_dims(graph)
+    named, notes = named_phases(forward, phases)
+    seconds["name-dims"] = time.perf_counter() - begin
+
+    def timed(name: str, unit: Unit, took: float) -> None:
+        seconds[name] = seconds.get(name, 0.0) + took
+        if watch is not None:
+            watch(name, unit, took)
+
+    world = build_world(plan)
+    units = []
+    for one in named:
+        for variant in plan.variants:
+            if variant.phase in (None, one.graph.phase):
+                unit = Unit(plan, variant, world, one.graph, one)
+                units.append(lower(unit, report, timed))
+    return Compiled(plan, world, forward, tuple(units), tuple(notes), seconds)
+
+
+def without_bodies(unit: Unit) -> Unit:
+    """The unit with only what reports need (the instruction list is in its programs)."""
+    return replace(unit, instructions=())
+
+
+__all__: list[Any] = ["PIPELINE", "Compiled", "compile_graph", "lower", "named_phases"]

@@ -1,0 +1,92 @@
+"""Run a failed case once more with a probe behind every instruction, to name the first wrong value."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from plancc.codegen.python import emit_program
+from plancc.passes.base import Unit
+from plancc.runtime.artifact import load_step
+from plancc.runtime.failure import RankFailure
+from plancc.runtime.local import run_local
+from plancc.runtime.runner import Sequence as Running
+from plancc.runtime.view import View
+from plancc.verify.divergence import Divergence, first_divergence
+
+if TYPE_CHECKING:
+    from plancc.verify.cases import Case
+    from plancc.verify.check import Verification
+
+
+def locate_divergence(work: Verification, unit: Unit, case: Case) -> Divergence | None:
+    """The first value that differs from the reference; None if the probed run does not differ."""
+    assert unit.programs is not None
+    work.reference.run(case.inputs, record=True)
+    world = work.artifact.world
+    recorded: list[dict[str, Tensor]] = [{} for _ in range(world)]
+    steps = probed_steps(work, unit)
+
+    def on_rank(transport: Any) -> None:
+        runner = work.runner(transport)
+        state = Running()
+        with torch.no_grad():
+            for phase, inputs in case.steps[:-1]:
+                runner.run(phase, inputs, state)
+            phase, inputs = case.steps[-1]
+            mine = recorded[transport.rank]
+            runner.run(
+                phase, inputs, state, variant=unit.variant.index,
+                probe=lambda file: probing(steps[file], mine),
+            )  # fmt: skip
+
+    try:
+        run_local(world, on_rank, describe=None)
+    except RankFailure:
+        pass  # what was recorded before the failure shows where it began
+    batch = next(iter(case.inputs.values())).shape[0]
+    env = {"B": batch, "T": case.tokens, "P": case.past}
+    views = [View(rank, work.artifact.grids, "", sizes=work.sizes) for rank in range(world)]
+    return first_divergence(
+        unit, joined(recorded), views, work.reference.recorded, 1e-6, env
+    )
+
+
+def probed_steps(work: Verification, unit: Unit) -> dict[str, Any]:
+    """File name -> compiled `step` that records; the same emitter, one probe line per value."""
+    rows = [
+        row
+        for row in work.artifact.manifest["programs"]
+        if row["phase"] == unit.graph.phase and row["variant"] == unit.variant.index
+    ]
+    out = {}
+    assert unit.programs is not None
+    with tempfile.TemporaryDirectory() as folder:
+        for row, program in zip(rows[0]["classes"], unit.programs.programs, strict=True):
+            path = Path(folder) / row["file"]
+            path.write_text(emit_program(program, work.compiled.plan.name, probes=True))
+            out[row["file"]] = load_step(path)
+    return out
+
+
+def probing(step: Callable[..., Any], found: dict[str, Any]) -> Callable[..., Any]:
+    """`step` with a view that records into `found`: a list per name, one entry a micro-batch."""
+
+    def run(view: View, *rest: Any) -> Any:
+        view.probe = lambda name, value: found.setdefault(name, []).append(value.clone())
+        return step(view, *rest)
+
+    return run
+
+
+def joined(recorded: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
+    """Micro-batches put together again (along the first dim, where there are several)."""
+    return [
+        {name: pieces[0] if len(pieces) == 1 else torch.cat(pieces) for name, pieces in one.items()}
+        for one in recorded
+    ]

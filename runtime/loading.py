@@ -1,0 +1,76 @@
+"""Fill a rank's weight table: slices of a checkpoint, buffers from the artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plancc.runtime.artifact import Artifact
+from plancc.runtime.comm import cut
+from plancc.runtime.view import View
+
+
+def load_weights(
+    rows: Sequence[Mapping[str, Any]],
+    view: View,
+    source: Any,
+    artifact: Artifact,
+    shared: dict[str, Tensor],
+    dtype: torch.dtype | None,
+) -> dict[str, Tensor]:
+    """Key -> this rank's slice, for one class's weight table.
+
+    `source.read(fqn, ranges)` gives slices of parameters; `shared` keeps slices that several programs
+    of one rank have in common. Floating tensors become `dtype` where one is given.
+    """
+    from plancc.runtime.runner import build_dim
+
+    out = {}
+    for row in rows:
+        dims = [build_dim(view, tree, {}) for tree in row["dims"]]
+        ranges = tuple(d.ranges(view.coord_of(view.rank)) for d in dims)
+        key = f"{row['fqns'] or row['key']}:{ranges}"
+        if key not in shared:
+            shared[key] = _read(row, ranges, source, artifact, view.device, dtype)
+        out[row["key"]] = shared[key]
+    return out
+
+
+def _read(row, ranges, source, artifact: Artifact, device, dtype) -> Tensor:
+    if row["kind"] == "param":
+        tensor = source.read(row["fqns"][0], ranges)
+    else:
+        name = stored_name(row, artifact)
+        own = source.buffer(name) if isinstance(source, Loaded) else None
+        tensor = cut(artifact.buffers[name] if own is None else own, ranges)
+    if dtype is not None and tensor.is_floating_point():
+        tensor = tensor.to(dtype)
+    return tensor.to(device).contiguous()
+
+
+def stored_name(row: Mapping[str, Any], artifact: Artifact) -> str:
+    """The value name of a buffer or constant of the weight table."""
+    for name, param in artifact.manifest["params"].items():
+        same = param["fqns"] == row["fqns"] if row["fqns"] else name == row["key"]
+        if same and param["stored"]:
+            return name
+    raise KeyError(row["key"])
+
+
+class Loaded:
+    """Tensors in memory, in place of a checkpoint: parameters by any of their names, buffers by value name."""
+
+    def __init__(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
+        self.params = params
+        self.buffers = buffers
+
+    def read(self, fqn: str, ranges: Sequence[tuple[tuple[int, int], ...]]) -> Tensor:
+        """The block of a parameter at `ranges`, dim by dim."""
+        return cut(self.params[fqn], tuple(ranges))
+
+    def buffer(self, name: str) -> Tensor | None:
+        """A buffer, or None for the one that the artifact holds."""
+        return self.buffers.get(name)

@@ -1,0 +1,164 @@
+"""One rank of an artifact: loads its weights, runs its programs step by step, moves outputs about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plancc.runtime.artifact import Artifact
+from plancc.runtime.comm import Comm
+from plancc.runtime.dims import Dim
+from plancc.runtime.kv import KVCache
+from plancc.runtime.loading import load_weights
+from plancc.runtime.sizes import size_value
+from plancc.runtime.transport import Transport
+from plancc.runtime.view import Members, View
+
+DTYPES = {
+    "f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16,
+    "i64": torch.int64, "i32": torch.int32, "bool": torch.bool,
+}  # fmt: skip
+OUTSIDE = 1_000_000
+"""Instruction numbers from here on belong to the runner (gathering outputs, moving caches)."""
+
+
+@dataclass
+class Sequence:
+    """The state of one batch of sequences: how many positions are cached, and the cache per micro-batch."""
+
+    past: int = 0
+    variant: int | None = None
+    caches: list[KVCache] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """One output of a step on this rank: a tensor per micro-batch (None off its stage), and its row."""
+
+    row: Mapping[str, Any]
+    pieces: tuple[Tensor | None, ...]
+    batches: tuple[tuple[int, int], ...]
+    env: Mapping[str, int]
+
+
+class Runner:
+    """Runs phases on one rank. `weights` reads checkpoint slices; `sizes` shrinks dims by name."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        transport: Transport,
+        weights: Any,
+        *,
+        sizes: Mapping[str, int] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.artifact = artifact
+        self.transport = transport
+        self.source = weights
+        self.sizes = dict(sizes or {})
+        self.dtype = dtype
+        self._ready: dict[str, tuple[View, Comm, dict[str, Tensor]]] = {}
+        self._shared: dict[str, Tensor] = {}
+
+    def run(
+        self,
+        phase: str,
+        inputs: Mapping[str, Tensor],
+        sequence: Sequence | None = None,
+        *,
+        variant: int | None = None,
+        probe: Any = None,
+    ) -> dict[str, Placed]:
+        """One step on global inputs [B, T, ...]; updates `sequence`. Outputs stay where they are made."""
+        sequence = sequence or Sequence()
+        first = next(iter(inputs.values()))
+        batch, tokens = first.shape[0], first.shape[1] if first.dim() > 1 else 1
+        env = {"batch": batch, "seq_len": sequence.past + tokens}
+        env["tokens"] = env["batch"] * env["seq_len"]
+        row, program = self.artifact.program(phase, self.transport.rank, env, variant)
+        view, comm, weights = self.ready(program)
+        step = probe(program["file"]) if probe else self.artifact.step(program["file"])
+        bounds = split_batch(batch, row["microbatches"])
+        while len(sequence.caches) < len(bounds):
+            sequence.caches.append(KVCache())
+        found: dict[str, list[Tensor | None]] = {}
+        for index, (lo, hi) in enumerate(bounds):
+            view.batch, view.tokens, view.past = hi - lo, tokens, sequence.past
+            given = [inputs[name][lo:hi] for name in program["inputs"]]
+            for name, value in step(view, comm, weights, sequence.caches[index], *given).items():
+                found.setdefault(name, []).append(value)
+        sizes = {"T": tokens, "P": sequence.past}
+        sequence.past += tokens
+        sequence.variant = row["variant"]
+        return self.collect(row, found, tuple(bounds), sizes)
+
+    def collect(self, row, found, bounds, sizes) -> dict[str, Placed]:
+        """Attach to each output the row that says on which stage and how it lies."""
+        rows: dict[str, Any] = {}
+        for cls in row["classes"]:
+            rows.update(cls["outputs"])
+        empty = (None,) * len(bounds)
+        return {
+            name: Placed(row, tuple(found.get(name, empty)), bounds, sizes)
+            for name, row in rows.items()
+        }
+
+    def ready(self, program: Mapping[str, Any]) -> tuple[View, Comm, dict[str, Tensor]]:
+        """The view, the verbs and the weights for one class; built once."""
+        file = program["file"]
+        if file not in self._ready:
+            view = View(
+                self.transport.rank, self.artifact.grids, program["mesh"],
+                device=getattr(self.transport, "device", None), sizes=self.sizes, dtype=self.dtype,
+            )  # fmt: skip
+            weights = load_weights(
+                program["weights"], view, self.source, self.artifact, self._shared, self.dtype
+            )
+            self._ready[file] = (view, Comm(self.transport, view), weights)
+        return self._ready[file]
+
+    def everywhere(self, output: Placed) -> Tensor:
+        """The whole output on every rank of the world (shape [B, ...])."""
+        view = View(
+            self.transport.rank, self.artifact.grids, output.row["stage"]["mesh"],
+            sizes=self.sizes, dtype=self.dtype,
+        )  # fmt: skip
+        comm = Comm(self.transport, view)
+        source = view.stage(output.row["stage"]["mesh"], **output.row["stage"]["coords"])
+        world = Members("world", "", tuple(range(self.transport.world)))
+        pieces = []
+        for index, (piece, (lo, hi)) in enumerate(zip(output.pieces, output.batches, strict=True)):
+            env = {**output.env, "B": hi - lo}
+            has = [build_dim(view, tree, env) for tree in output.row["dims"]]
+            wants = [Dim.leaf(d.total, (), lambda part: None) for d in has]
+            at = OUTSIDE + index
+            if piece is None:
+                dtype = self.dtype_of(output.row["dtype"])
+                pieces.append(comm.recv(dtype, source, has, world, wants, at))
+            else:
+                pieces.append(comm.transfer(piece, source, has, world, wants, at))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def dtype_of(self, text: str) -> torch.dtype:
+        """The dtype written as text; floats follow the runner's own dtype if it has one."""
+        dtype = DTYPES[text]
+        return self.dtype if self.dtype is not None and dtype.is_floating_point else dtype
+
+
+def build_dim(view: View, tree: list, env: Mapping[str, int]) -> Dim:
+    """A Dim from its JSON tree, with sizes under `env`."""
+    if tree[0] == "leaf":
+        _, name, size, parts = tree
+        return view.dim(name, size_value(size, env), tuple(parts))
+    return Dim.join(tree[0], tuple(build_dim(view, kid, env) for kid in tree[1:]))
+
+
+def split_batch(batch: int, count: int) -> list[tuple[int, int]]:
+    """Balanced, non-empty micro-batches of a batch: at most `count`."""
+    count = max(1, min(count, batch))
+    return [(batch * i // count, batch * (i + 1) // count) for i in range(count)]
