@@ -16,9 +16,10 @@ from plancc.dsl.source import Span
 class Expr:
     """An expression that needs run-time inputs (`seq_len > 4096`, `ceil(seq_len / 8)`).
 
-    `tree` is nested tuples: ("int", 3), ("ref", "seq_len"), ("binary", "+", a, b), ("negative", a),
-    ("compare", "<=", a, b), ("and", a, b), ("or", a, b), ("not", a), ("call", "ceil", (args...)).
-    Everything that does not depend on inputs is already folded.
+    `tree` is nested tuples: ("int", 3), ("string", "decode"), ("ref", "seq_len"),
+    ("binary", "+", a, b), ("negative", a), ("compare", "<=", a, b), ("and", a, b),
+    ("or", a, b), ("not", a), ("call", "ceil", (args...)), ("bool", True). A ref is an input
+    or an axis of the pool that the rule is on. What needs neither is already folded.
     """
 
     text: str
@@ -150,7 +151,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Comm:
-    """`comm a -> b {}` (kind "edge"), `a <-> b` ("both"), `grads over m.ax` ("tensors"), `over m.ax` ("axis")."""
+    """Selected traffic and its settings.
+
+    `comm a -> b` (kind "edge"), `a <-> b` ("both"), `grads over m.ax` ("tensors"),
+    `over m.ax` ("axis").
+    """
 
     kind: str
     source: str | None
@@ -203,11 +208,21 @@ class Cluster:
 
 
 @dataclass(frozen=True, slots=True)
+class DimRule:
+    """A dim that the plan names: dim `index` of the parameters that match `pattern`."""
+
+    name: str
+    pattern: str
+    index: int
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
     """One region of the guards: inside it every guard of the plan has one fixed truth value.
 
-    `bounds` gives for each input its inclusive (lo, hi), `phase` one of prefill/decode/train/forward
-    or None (all). `guards` maps a guard's text to its truth here.
+    `bounds` gives for each input its inclusive (lo, hi), `phase` one of forward, prefill,
+    decode, train, or None (all). `guards` maps a guard's text to its truth here.
     """
 
     index: int
@@ -219,7 +234,11 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedPlan:
-    """The whole plan. `facts` is the model block (layers, heads, mode ...); `inputs` the declared ranges."""
+    """The whole plan.
+
+    `facts` is the model block (layers, heads, mode ...) without the inputs; `inputs` holds
+    the ranges of seq_len, batch, tokens (lo == hi where the plan fixes one).
+    """
 
     name: str
     edition: int
@@ -236,3 +255,4 @@ class ResolvedPlan:
     pipelines: tuple[Pipeline, ...]
     variants: tuple[Variant, ...]
     files: Mapping[str, str]  # name -> text of every plan file read (hashes, messages)
+    dims: tuple[DimRule, ...] = ()  # dims that the model block names itself

@@ -14,13 +14,16 @@ class Source:
 
     def line(self, number: int) -> str:
         """The text of 1-based line `number`, without its newline; empty beyond the end."""
-        lines = self.text.splitlines()
-        return lines[number - 1] if 0 < number <= len(lines) else ""
+        lines = self.text.split("\n")
+        return lines[number - 1].rstrip("\r") if 0 < number <= len(lines) else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A range of characters on one or more lines; lines and columns are 1-based, `end_column` exclusive."""
+    """A range of characters on one or more lines.
+
+    Lines and columns are 1-based, `end_column` exclusive.
+    """
 
     source: Source
     line: int
@@ -30,3 +33,8 @@ class Span:
 
     def __str__(self) -> str:
         return f"{self.source.name}:{self.line}"
+
+    def to(self, other: Span) -> Span:
+        """From the start of this span to the end of `other`, in the same file."""
+        end = (other.end_line, other.end_column)
+        return Span(self.source, self.line, self.column, *end)
