@@ -21,14 +21,16 @@ from plancc.passes.rows.table import row_of
 class Bound:
     """A row bound to one node, before the walk's end.
 
-    `broken` holds (operand, dim) pairs that did not fit their slot; `front` and `back` are the
-    numbers of view dims matched from either end.
+    `broken` holds (operand, dim) pairs that did not fit their slot (operand -1 - i: output i);
+    `front` and `back` are the numbers of view dims matched from either end. A `static` node depends
+    on sizes, buffers and constants only: every rank computes it, so it cuts nothing into parts.
     """
 
     node: Node
     form: Form
-    pattern: Pattern | None
-    operands: list[tuple[Location, str]]
+    static: bool
+    pattern: Pattern | None = None
+    operands: list[tuple[Location, str]] = field(default_factory=list)
     sides: list[Side] = field(default_factory=list)
     env: dict[str, Dim] = field(default_factory=dict)
     broken: dict[tuple[int, int], str] = field(default_factory=dict)
@@ -45,6 +47,8 @@ class Binder:
         self.makers: dict[str, Node] = {out.name: n for n in graph.nodes for out in n.outs}
         self.params = graph.params
         self.bound: list[Bound] = []
+        self.live = {value.name for value in graph.inputs}
+        self.live |= {name for name, param in graph.params.items() if param.kind == "param"}
         for value in graph.inputs:
             self.dims[value.name] = _input_dims(value.shape, value.dtype.is_floating_point)
         for name, param in graph.params.items():
@@ -66,31 +70,33 @@ class Binder:
         row = row_of(node.target)
         assert row is not None
         call = Call(node, self.shapes, self.makers, self.params)
+        static = not any(name in self.live for name in node.refs())
+        if not static:
+            self.live.update(out.name for out in node.outs)
         try:
-            form = row.form(call)
-            if form.text == VIEW:
-                return self._bind_view(call, form)
-            return self._bind_pattern(call, form)
+            bound = Bound(node, row.form(call), static)
+            if bound.form.text == VIEW:
+                self._bind_view(call, bound)
+            else:
+                self._bind_pattern(call, bound)
+            return bound
         except (NotationError, IndexError, AssertionError) as wrong:
             raise RowError(node, str(wrong)) from wrong
 
-    def _bind_view(self, call: Call, form: Form) -> Bound:
-        node = call.node
-        operands = [(loc, name) for loc, name in call.operands() if name is not None]
-        bound = Bound(node, form, None, operands)
-        dims, bound.front, bound.back = regroup(self.dims[operands[0][1]], node.outs[0].shape)
-        self.dims[node.outs[0].name] = dims
-        return bound
+    def _bind_view(self, call: Call, bound: Bound) -> None:
+        out = call.node.outs[0]
+        bound.operands = [(loc, name) for loc, name in call.operands() if name is not None]
+        dims, bound.front, bound.back = regroup(self.dims[bound.operands[0][1]], out.shape)
+        self.dims[out.name] = dims
 
-    def _bind_pattern(self, call: Call, form: Form) -> Bound:
-        node, shapes = call.node, self.shapes
+    def _bind_pattern(self, call: Call, bound: Bound) -> None:
+        node, shapes, form = call.node, self.shapes, bound.form
         found = call.operands()
         ranks = tuple(None if name is None else len(shapes[name]) for _, name in found)
         if None in ranks and "[" not in form.text:
             found = [pair for pair in found if pair[1] is not None]
             ranks = tuple(rank for rank in ranks if rank is not None)
-        pattern = expand(form.text, ranks, tuple(len(out.shape) for out in node.outs))
-        bound = Bound(node, form, pattern, [])
+        bound.pattern = pattern = expand(form.text, ranks, tuple(len(o.shape) for o in node.outs))
         later: list[tuple[int, int, Slot, Dim]] = []
         for (location, name), side in zip(found, pattern.ins, strict=False):
             if name is None:
@@ -104,11 +110,11 @@ class Binder:
                 elif slot.names or slot.parts:
                     later.append((index, at, slot, dim))
         _bind_groups(bound, later)
-        for out, side in zip(node.outs, pattern.outs, strict=True):
+        for index, (out, side) in enumerate(zip(node.outs, pattern.outs, strict=True)):
             self.dims[out.name] = [
-                _out_dim(bound, slot, size) for slot, size in zip(side.slots, out.shape, strict=True)
+                _out_dim(bound, (-1 - index, at), slot, size)
+                for at, (slot, size) in enumerate(zip(side.slots, out.shape, strict=True))
             ]
-        return bound
 
 
 def _input_dims(shape: tuple[Size, ...], is_float: bool) -> list[Dim]:
@@ -142,7 +148,9 @@ def _bind_groups(bound: Bound, later: list[tuple[int, int, Slot, Dim]]) -> None:
         index, at, slot, dim = later.pop(0)
         if dim:
             try:
-                if slot.parts:
+                if slot.parts and bound.static:
+                    bound.broken[index, at] = ""
+                elif slot.parts:
                     _bind_sum(bound, slot, dim)
                 else:
                     _bind_product(bound, slot.names, dim)
@@ -217,10 +225,13 @@ def _bind_sum(bound: Bound, slot: Slot, dim: Dim) -> None:
             unify(piece, [f for n in part.names for f in _known(bound, n, size_of(piece))])
 
 
-def _out_dim(bound: Bound, slot: Slot, size: Size) -> Dim:
+def _out_dim(bound: Bound, place: tuple[int, int], slot: Slot, size: Size) -> Dim:
     """The dim of an output slot; variables that no operand bound are fresh."""
     if size == 1:
         return []
+    if slot.parts and bound.static:
+        bound.broken[place] = ""
+        return fresh(size)
     if slot.parts:
         return sum_of([[f for n in part.names for f in _part(bound, n)] for part in slot.parts])
     if len(slot.names) == 1:

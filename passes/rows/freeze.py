@@ -64,7 +64,7 @@ class Freezer:
             in enumerate(zip(bound.operands, bound.sides, strict=True))
         ])
         outs = tuple([
-            Operand(out.name, ("out", index), self._side(bound, -1, side, out.name, whole))
+            Operand(out.name, ("out", index), self._side(bound, -1 - index, side, out.name, whole))
             for index, (out, side) in enumerate(zip(bound.node.outs, pattern.outs, strict=True))
         ])
         return Binding(
@@ -95,7 +95,7 @@ class Freezer:
             labels = (label,) * count
         else:
             labels = tuple([
-                label for name in names
+                label for name in names if bound.form.sizes.get(name) != 0
                 for label in (label_of(name),) * self.tree(bound.env[name])[2]
             ])
         if len(labels) != count:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from plancc.ir.graph import Node, Ref, Size
 from plancc.passes.rows.call import Call
 from plancc.passes.rows.form import VIEW, Form, bounds, names, plain, put, whole
@@ -120,6 +122,9 @@ def cut(call: Call, dim: int, sizes: tuple[Size, Size, Size], where: str = "") -
     if sizes[0] == 0 and sizes[2] == 0:
         text = " ".join(labels)
         return Form(f"{text} -> {text}", rules=rules, linear="0")
+    if sizes[1] == 0:
+        text = f"{' '.join(labels)} -> {put(labels, dim, '_')}"
+        return Form(text, rules=rules, linear="0", dropped=(name,))
     parts = dict(zip((f"{name}.lo", name, f"{name}.hi"), sizes, strict=True))
     parts = {part: size for part, size in parts.items() if size != 0 or part == name}
     left = put(labels, dim, f"({'+'.join(parts)})")
@@ -173,6 +178,9 @@ def cat(call: Call) -> Form:
     for index, shape in enumerate(shapes):
         if len(shape) != rank:
             sides.append(" ".join("_" * len(shape)))
+            continue
+        if shape[dim] == 0:
+            sides.append(put(labels, dim, "_"))
             continue
         parts.append(f"{labels[dim]}.p{index}")
         sides.append(put(labels, dim, parts[-1]))
@@ -232,7 +240,8 @@ def index(call: Call) -> Form:
         dim, item = given[0]
         span = _constant_range(call, item.name, shape[dim])
         if span is not None:
-            return cut(call, dim, bounds(shape[dim], span, call.out[dim]), f"{dim},{span}")
+            form = cut(call, dim, bounds(shape[dim], span, call.out[dim]), f"{dim},{span}")
+            return replace(form, text=form.text.replace(" ->", ", _ ->"))
     return index_by(call, [dim for dim, _ in given], [item.name for _, item in given])
 
 

@@ -69,7 +69,7 @@ def parse(text: str) -> Pattern:
     left, right = text.split("->")
     whole: set[str] = set()
     counter = [0]
-    ins = _sides(left, text, whole, counter)
+    ins = _sides(left, text, whole, counter) if left.strip() else ()
     outs = _sides(right, text, whole, counter)
     if any(side.every for side in ins) and len(ins) > 1:
         raise NotationError(f"`*` stands alone before `->`: `{text}`")
@@ -77,8 +77,6 @@ def parse(text: str) -> Pattern:
 
 
 def _sides(text: str, row: str, whole: set[str], counter: list[int]) -> tuple[Side, ...]:
-    if not text.strip():
-        return ()
     return tuple(_side(part, row, whole, counter) for part in text.split(","))
 
 
@@ -174,6 +172,8 @@ def expand(text: str, ranks: tuple[int | None, ...], out_ranks: tuple[int, ...])
     sides = pattern.ins
     if sides and sides[0].every:
         sides = (Side((ELLIPSIS,), optional=True),) * len(ranks)
+    if not sides and ranks == (0,):
+        sides = (Side(()),)
     if len(ranks) < len(sides):
         ranks = (*ranks, *(None,) * (len(sides) - len(ranks)))
     if len(ranks) > len(sides):
