@@ -1,0 +1,96 @@
+"""What edition 1 says but this plancc cannot execute yet: one row a feature.
+
+`plancc check` accepts all of it; `compile` turns each use into P901 at its line.
+Making a feature work removes its row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from plancc.dsl.diagnostics import Report
+from plancc.dsl.plan import Combine, Job, ResolvedPlan, Setting, Share
+from plancc.dsl.source import Span
+
+# (where it stands, its name) -> what to call it in the message.
+UNSUPPORTED: dict[tuple[str, str], str] = {
+    ("statement", "pool"): "a pool",
+    ("statement", "comm"): "a comm line",
+    ("model", "dim"): "a dim named in the plan",
+    ("mode", "train"): "training",
+    ("rule", "combine"): "`combine`",
+    ("rule", "share"): "`share`",
+    ("dim", "params"): "placing params",
+    ("dim", "grads"): "placing grads",
+    ("dim", "optim"): "placing optim",
+    ("place", "route"): "expert routing with split tokens",
+    ("place", "balance"): "balancing of experts",
+    ("place", "recompute"): "recomputation",
+    ("pipeline", "recompute"): "recomputation",
+    ("pipeline", "virtual"): "virtual stages",
+    ("option", "layout"): "a layout other than contiguous",
+    ("option", "assign"): "assignment of requests",
+    ("option", "exchange"): "a choice of exchange",
+    ("option", "spare"): "spare experts",
+    ("option", "prefetch"): "prefetching",
+    ("option", "free"): "freeing of parameters",
+}
+
+
+def unsupported(plan: ResolvedPlan) -> list[tuple[str, Span]]:
+    """What the plan uses that cannot be executed yet, as (text, where)."""
+    found: dict[tuple[str, Span], None] = {}
+    for place, name, span in _features(plan):
+        text = UNSUPPORTED.get((place, name))
+        if text is not None:
+            found[text, span] = None
+    return list(found)
+
+
+def report_unsupported(plan: ResolvedPlan, report: Report) -> None:
+    """Report each of them as P901."""
+    for text, span in unsupported(plan):
+        report.error(
+            "P901", f"{text} is not supported yet", span,
+            notes="the plan is right; this plancc cannot compile it",
+        )  # fmt: skip
+
+
+def _features(plan: ResolvedPlan) -> Iterator[tuple[str, str, Span]]:
+    """Every feature of the table that the plan uses, with where."""
+    if "mode" in plan.facts:
+        yield "mode", str(plan.facts["mode"]), plan.fact_spans["mode"]
+    for rule in plan.dims:
+        yield "model", "dim", rule.span
+    for mesh in plan.meshes.values():
+        if mesh.is_pool:
+            yield "statement", "pool", mesh.span
+    for place in plan.places:
+        for line in place.rules:
+            yield from _rule_features(line)
+    for comm in plan.comms:
+        yield "statement", "comm", comm.span
+    for pipeline in plan.pipelines:
+        yield from _setting_features("pipeline", pipeline.settings)
+
+
+def _rule_features(rule: Job | Combine | Share | Setting) -> Iterator[tuple[str, str, Span]]:
+    if isinstance(rule, Setting):
+        yield from _setting_features("place", (rule,))
+    elif isinstance(rule, Job):
+        for dim, span in zip(rule.dims, rule.dim_spans, strict=True):
+            yield "dim", dim, span
+        for name, value in rule.options.items():
+            if (name, value) != ("layout", "contiguous"):
+                yield "option", name, rule.span
+    else:
+        yield "rule", "combine" if isinstance(rule, Combine) else "share", rule.span
+
+
+def _setting_features(
+    place: str, settings: Iterable[Setting]
+) -> Iterator[tuple[str, str, Span]]:
+    plain = {("virtual", 1), ("recompute", False)}
+    for setting in settings:
+        if (setting.name, setting.value) not in plain:
+            yield place, setting.name, setting.span
