@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plancc.runtime.failure import Describe, RankFailure, fail, shortest_cycle, standing
+from plancc.runtime.failure import Describe, Mismatch, RankFailure, fail, in_vain
 from plancc.runtime.transport import Group, Shape, signature_text
 
 Signature = tuple[str, "torch.dtype | None", tuple[Shape, ...]]
@@ -191,31 +191,12 @@ class Baton:
         self, rank: int, mine: str, other: int, theirs: str, at: int | None
     ) -> RankFailure:
         """Name two ranks that meet with different intentions."""
-        return fail(
-            self.describe,
-            rank,
-            self.positions[rank],
-            f"does not match rank {other}",
-            f"rank {rank} does {mine}; rank {other}, "
-            f"{standing(self.describe, other, at)}, does {theirs}",
-        )
+        return Mismatch(self.describe, rank, self.positions[rank], mine, other, at, theirs)
 
     def deadlock(self) -> RankFailure:
         """Name the cycle of ranks that wait for each other, or the rank that left too early."""
         waits = {r: wait.missing() for r, wait in enumerate(self.waits) if wait is not None}
-        cycle = shortest_cycle(waits)
-        if cycle:
-            pairs = list(zip(cycle, cycle[1:] + cycle[:1], strict=True))
-        else:
-            pairs = [next((r, s) for r in sorted(waits) for s in waits[r] if self.ended[s])]
-        parts = []
-        for rank, target in pairs:
-            where = standing(self.describe, rank, self.positions[rank])
-            end = ", which has finished" if self.ended[target] else ""
-            parts.append(f"rank {rank} waits {where} for rank {target}{end}")
-        first = pairs[0][0]
-        reason = "is in a deadlock" if cycle else "waits in vain"
-        return fail(self.describe, first, self.positions[first], reason, "; ".join(parts))
+        return in_vain(self.describe, self.positions, waits, self.ended)
 
     def post(self, source: int, target: int, message: Message) -> None:
         """Put a message into a mailbox, and wake the receiver if it was the last one missing."""

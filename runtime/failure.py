@@ -6,7 +6,7 @@ in the plan's own words, as far as the caller can describe it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 Describe = Callable[[int, int], "str | None"] | Mapping[tuple[int, int], str] | None
 """What instruction `i` of rank `r` is: a callable of (r, i), or a table keyed by (r, i)."""
@@ -32,6 +32,34 @@ class RankFailure(Exception):
     def __str__(self) -> str:
         text = f"rank {self.rank} {self.reason} {place(self.instruction, self.span)}"
         return f"{text}: {self.detail}" if self.detail else text
+
+
+class Mismatch(RankFailure):
+    """Two ranks meet with different intentions; keeps the parts so that they can be retold."""
+
+    def __init__(
+        self,
+        describe: Describe,
+        rank: int,
+        instruction: int | None,
+        mine: str,
+        other: int,
+        other_instruction: int | None,
+        theirs: str,
+    ) -> None:
+        self.parts = (rank, instruction, mine, other, other_instruction, theirs)
+        there = standing(describe, other, other_instruction)
+        super().__init__(
+            rank,
+            instruction,
+            look_up(describe, rank, instruction),
+            f"does not match rank {other}",
+            f"rank {rank} does {mine}; rank {other}, {there}, does {theirs}",
+        )
+
+
+class LostPeer(RankFailure):
+    """A backend gave up inside an operation: most likely because of what befell another rank."""
 
 
 def place(instruction: int | None, span: str | None) -> str:
@@ -60,6 +88,28 @@ def fail(
 def standing(describe: Describe, rank: int, instruction: int | None) -> str:
     """Say where a rank stands, with its instruction described."""
     return place(instruction, look_up(describe, rank, instruction))
+
+
+def in_vain(
+    describe: Describe,
+    positions: Sequence[int | None],
+    waits: Mapping[int, Collection[int]],
+    ended: Sequence[bool],
+) -> RankFailure:
+    """Name the cycle of ranks that wait for each other, or one that waits for a finished one."""
+    cycle = shortest_cycle(waits)
+    if cycle:
+        pairs = list(zip(cycle, cycle[1:] + cycle[:1], strict=True))
+    else:
+        pairs = [next((r, s) for r in sorted(waits) for s in waits[r] if ended[s])]
+    parts = []
+    for rank, target in pairs:
+        where = standing(describe, rank, positions[rank])
+        end = ", which has finished" if ended[target] else ""
+        parts.append(f"rank {rank} waits {where} for rank {target}{end}")
+    first = pairs[0][0]
+    reason = "is in a deadlock" if cycle else "waits in vain"
+    return fail(describe, first, positions[first], reason, "; ".join(parts))
 
 
 def shortest_cycle(waits: Mapping[int, Collection[int]]) -> tuple[int, ...]:
