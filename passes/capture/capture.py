@@ -64,10 +64,15 @@ def example_inputs(model: nn.Module) -> dict[str, Tensor]:
     if first == "pixel_values":
         return {first: pixels(model)}
     chosen = {first: torch.zeros(BATCH_EXAMPLE, TOKENS_EXAMPLE, dtype=torch.long)}
-    causal = any(getattr(part, "is_causal", False) is True for part in model.modules())
-    if is_hugging_face(model) and "attention_mask" in arguments and not causal:
+    if is_hugging_face(model) and "attention_mask" in arguments and not is_causal(model):
         chosen["attention_mask"] = torch.ones(BATCH_EXAMPLE, TOKENS_EXAMPLE, dtype=torch.long)
     return chosen
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Tell whether a transformers model is a causal language model or the inside of one."""
+    named = any(kind in type(model).__name__ for kind in ("ForCausalLM", "LMHeadModel"))
+    return named or any(getattr(part, "is_causal", False) is True for part in model.modules())
 
 
 def pixels(model: nn.Module) -> Tensor:

@@ -6,7 +6,7 @@ split_with_sizes, casts become to.dtype; unused nodes and parameters are dropped
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -45,14 +45,17 @@ _SAME_FORM = {
     "aten.__and__.Tensor": "aten.bitwise_and.Tensor",
     "aten.__or__.Tensor": "aten.bitwise_or.Tensor",
 }
+_NEUTRAL = {"aten.add.Tensor": 0, "aten.sub.Tensor": 0, "aten.mul.Tensor": 1, "aten.div.Tensor": 1}
 _END = 2**63 - 1
 
 
 class Simplifier:
     """One forward pass over the nodes; `same` maps a value that disappeared to the one it equals."""
 
-    def __init__(self, values: Sequence[Value]) -> None:
+    def __init__(self, values: Sequence[Value], weights: Collection[str]) -> None:
         self.values = {value.name: value for value in values}
+        self.weights = weights
+        self.transposed: dict[str, Ref] = {}  # value -> the weight that it is the transpose of
         self.same: dict[str, str] = {}
         self.nodes: list[Node] = []
 
@@ -91,6 +94,8 @@ class Simplifier:
             return all(count == 1 for count in node.args[1])
         if "dropout" in target and target in _COPIES:
             return not node.args[2] or node.args[1] == 0
+        if target in _NEUTRAL and not node.kwargs:
+            return not isinstance(node.args[1], Ref) and node.args[1] == _NEUTRAL[target]
         return target in _COPIES | _CASTS | _RESHAPES | _EXPANDS
 
     def canonical(self, node: Node, source: Value | None) -> Node:
@@ -100,6 +105,10 @@ class Simplifier:
         if source is None or not node.outs:
             return node
         first, out, rank = node.args[0], node.outs[0], len(source.shape)
+        if node.target == "aten.matmul.default":
+            weight = self.transposed.get(node.args[1].name)
+            linear = replace(node, target="aten.linear.default", args=(first, weight))
+            return node if weight is None else linear
         if node.target in _CASTS:
             return replace(node, target="aten.to.dtype", args=(first, out.dtype), kwargs={})
         if node.target in _RESHAPES:
@@ -108,6 +117,8 @@ class Simplifier:
             return replace(node, target="aten.expand.default", args=(first, out.shape), kwargs={})
         if node.target in _PERMUTES:
             order = permutation(node, source)
+            if order == (1, 0) and node.args[0].name in self.weights:
+                self.transposed[out.name] = first
             return replace(node, target="aten.permute.default", args=(first, order), kwargs={})
         if node.target in _SPLITS:
             dim = positive(argument(node, 2, 0, "dim"), rank)
@@ -129,7 +140,7 @@ def simplify(
     outputs: Mapping[str, str],
 ) -> tuple[list[Node], dict[str, Param], dict[str, str]]:
     """Return simplified nodes, the parameters still used, and the renamed outputs."""
-    work = Simplifier([*inputs, *(param.value for param in params.values())])
+    work = Simplifier([*inputs, *(param.value for param in params.values())], params)
     for node in nodes:
         work.add(node)
     renamed = {name: work.same.get(value, value) for name, value in outputs.items()}

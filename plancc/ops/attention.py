@@ -34,15 +34,12 @@ def attention(
     """
     tq, tk = q.shape[2], k.shape[2]
     if tk == 0 or q.shape[1] == 0:
-        return _weighted(_scores(q, k), v, q.shape[1])
+        return _weighted(_scores(q, k).to(v.dtype), v, q.shape[1])
     start = tk - tq if q_start < 0 else q_start
     if window and tq == 1 and mask is None and window < tk and start == tk - 1:
         k, v, tk, start = k[:, :, -window:], v[:, :, -window:], window, window - 1
-    if not causal or (start >= tk - 1 and (not window or start + tq <= window)):
-        hidden = not causal and window > 0
-    else:
-        hidden = True
-    fast = sinks is None and not softcap
+    hidden = causal and start < tk - 1 or 0 < window < max(start + tq, tk)
+    fast = sinks is None and not softcap and q.dtype == v.dtype
     square = causal and mask is None and start == 0 and tq == tk and (not window or window >= tk)
     if fast and square:
         return _sdpa(q, k, v, None, scale, True)
@@ -102,7 +99,7 @@ def _explicit(
         weights = scores.masked_fill(dead, 0.0).softmax(-1, dtype=exact).masked_fill(dead, 0.0)
     else:
         weights = scores.softmax(-1, dtype=exact)
-    return _weighted(weights.to(q.dtype), v, heads)
+    return _weighted(weights.to(v.dtype), v, heads)
 
 
 def _per_head(mask: Tensor, heads: int) -> bool:
@@ -134,4 +131,4 @@ torch.library.impl("plancc::attention", "CompositeExplicitAutograd", attention)
 
 @torch.library.register_fake("plancc::attention")
 def _(q: Tensor, k: Tensor, v: Tensor, mask=None, sinks=None, **options) -> Tensor:
-    return q.new_empty((*q.shape[:3], v.shape[3]))
+    return v.new_empty((*q.shape[:3], v.shape[3]))
