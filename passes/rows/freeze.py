@@ -57,50 +57,20 @@ class Freezer:
         if bound.pattern is None:
             return self._view(bound)
         form, pattern = bound.form, bound.pattern
-        whole = set(pattern.whole)
+        work = _Labels(self, bound, set(pattern.whole))
         operands = tuple([
-            Operand(value, location, self._side(bound, index, side, value, whole), side.addend)
+            Operand(value, location, work.side(index, side, value), side.addend)
             for index, ((location, value), side)
             in enumerate(zip(bound.operands, bound.sides, strict=True))
         ])
         outs = tuple([
-            Operand(out.name, ("out", index), self._side(bound, -1 - index, side, out.name, whole))
+            Operand(out.name, ("out", index), work.side(-1 - index, side, out.name))
             for index, (out, side) in enumerate(zip(bound.node.outs, pattern.outs, strict=True))
         ])
         return Binding(
-            bound.node.name, form.text, operands, outs, frozenset(whole), bool(form.linear),
+            bound.node.name, form.text, operands, outs, frozenset(work.whole), bool(form.linear),
             rules_of(bound), frozenset(form.dropped),
         )
-
-    def _side(
-        self, bound: Bound, index: int, side: Side, value: str, whole: set[str]
-    ) -> tuple[tuple[str, ...], ...]:
-        return tuple([
-            self._labels(bound, (index, at), slot, dim, whole)
-            for at, (slot, dim) in enumerate(zip(side.slots, self.dims[value], strict=True))
-        ])
-
-    def _labels(
-        self, bound: Bound, place: tuple[int, int], slot: Slot, dim: Dim, whole: set[str]
-    ) -> tuple[str, ...]:
-        """The label of every leaf occurrence of one dim of an operand or output."""
-        if not dim:
-            return ()
-        _, tree, count = self.tree(dim)
-        names = slot.names or tuple([n for part in slot.parts for n in part.names])
-        if len(names) == 1 or place in bound.broken:
-            label = label_of(names[0])
-            if place in bound.broken:
-                whole.update(label_of(name) for name in names)
-            labels = (label,) * count
-        else:
-            labels = tuple([
-                label for name in names if bound.form.sizes.get(name) != 0
-                for label in (label_of(name),) * self.tree(bound.env[name])[2]
-            ])
-        if len(labels) != count:
-            raise Bug(f"{bound.node.name}: {len(labels)} labels for {count} leaves of dim {place}")
-        return labels if count == 1 else _apart(tree, labels, whole)
 
     def _view(self, bound: Bound) -> Binding:
         """A view: one label for each factor, the same on both sides; unmatched ones are whole."""
@@ -137,6 +107,76 @@ class Freezer:
         return tuple(found)
 
 
+class _Labels:
+    """Reads the labels of one bound row off its slots; collects those that must be whole."""
+
+    def __init__(self, freezer: Freezer, bound: Bound, whole: set[str]) -> None:
+        assert bound.pattern is not None
+        self.freezer, self.bound, self.whole = freezer, bound, whole
+        self.kept = {label_of(name) for name in bound.pattern.out_names} | set(bound.form.dropped)
+
+    def side(self, index: int, side: Side, value: str) -> tuple[tuple[str, ...], ...]:
+        """The labels of one operand (or output -1 - index), dim by dim."""
+        return tuple([
+            self.dim((index, at), slot, dim)
+            for at, (slot, dim) in enumerate(zip(side.slots, self.freezer.dims[value], strict=True))
+        ])
+
+    def dim(self, place: tuple[int, int], slot: Slot, dim: Dim) -> tuple[str, ...]:
+        """The label of every leaf occurrence of one dim of an operand or output."""
+        if not dim:
+            return ()
+        bound = self.bound
+        _, tree, count = self.freezer.tree(dim)
+        names = slot.names or tuple([n for part in slot.parts for n in part.names])
+        if len(names) == 1 or place in bound.broken:
+            if place in bound.broken:
+                self.whole.update(label_of(name) for name in names)
+            labels = (label_of(names[0]),) * count
+        else:
+            labels = tuple([
+                label for name in names if bound.form.sizes.get(name) != 0
+                for label in (label_of(name),) * self.freezer.tree(bound.env[name])[2]
+            ])
+        if len(labels) != count:
+            raise Bug(f"{bound.node.name}: {len(labels)} labels for {count} leaves of dim {place}")
+        return labels if count == 1 else self.apart(tree, labels)
+
+    def apart(self, tree: Tree, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """Make whole what a label may not cut: a leaf's repeats in a product, and where the label is
+        summed over, leaves that only some parts of a concatenation have."""
+        found, seen, at = list(labels), set(), 0
+        for kid in tree.kids if isinstance(tree, Prod) else (tree,):
+            if isinstance(kid, Leaf):
+                key = (labels[at], kid.id)
+                if key in seen:
+                    found[at] = self.marked(labels[at])
+                seen.add(key)
+                at += 1
+                continue
+            covering = cover(kid)
+            for leaf in leaves(kid):
+                if labels[at] not in self.kept and leaf.id not in covering:
+                    found[at] = self.marked(labels[at])
+                at += 1
+        return tuple(found)
+
+    def marked(self, label: str) -> str:
+        """A twin of a label that is whole."""
+        self.whole.add(f"{label}'")
+        return f"{label}'"
+
+
+def cover(tree: Tree) -> frozenset[int]:
+    """The leaves that every element of the dim belongs to: those in all parts of a concatenation."""
+    if isinstance(tree, Leaf):
+        return frozenset({tree.id})
+    sets = [cover(kid) for kid in tree.kids]
+    if isinstance(tree, Sum):
+        return frozenset.intersection(*sets) if sets else frozenset()
+    return frozenset().union(*sets)
+
+
 def _numbered(counts: list[int], front: int, back: int) -> list[tuple[str, ...]]:
     """One label a factor, repeated for each of its leaves, numbered from the matched ends."""
     last = len(counts) - back
@@ -144,24 +184,6 @@ def _numbered(counts: list[int], front: int, back: int) -> list[tuple[str, ...]]
         ((f"a{i}" if i < front else f"b{len(counts) - i}" if i >= last else WHOLE),) * count
         for i, count in enumerate(counts)
     ]
-
-
-def _apart(tree: Tree, labels: tuple[str, ...], whole: set[str]) -> tuple[str, ...]:
-    """Mark repeats of one leaf in a product under one label: only the first may be cut."""
-    if not isinstance(tree, Prod):
-        return labels
-    found, seen, at = list(labels), set(), 0
-    for kid in tree.kids:
-        if isinstance(kid, Leaf):
-            key = (labels[at], kid.id)
-            if key in seen:
-                found[at] = f"{labels[at]}'"
-                whole.add(found[at])
-            seen.add(key)
-            at += 1
-        else:
-            at += sum(1 for _ in leaves(kid))
-    return tuple(found)
 
 
 def rules_of(bound: Bound) -> tuple[str, ...]:

@@ -188,6 +188,16 @@ def _split(work: _Local, argument: str) -> None:
         work.become(SPLIT, work.args[0], sizes, dim)
 
 
+def _slice_scatter(work: _Local, argument: str) -> None:
+    dim, (base, source) = int(argument), work.binding.operands
+    if work.is_cut(base, dim):
+        size = tree_size(work.shapes[base.value][dim])
+        length = tree_size(work.shapes[source.value][dim])
+        low, length, _ = bounds(size, work.argument("start"), length)
+        begin, end = work.boundary(base, dim, low), work.boundary(base, dim, low + length)
+        work.become(work.target, *work.args[:2], dim, begin, end)
+
+
 def _squeeze(work: _Local, argument: str) -> None:
     dims = tuple(int(dim) for dim in argument.split(",") if dim)
     work.become("aten.squeeze.dims", work.args[0], dims)
@@ -248,7 +258,7 @@ def _q_start(work: _Local, argument: str) -> None:
 
 _RULES: Mapping[str, Callable[[_Local, str], None]] = {
     "shape": _shape, "reshape": _reshape, "slice": _slice, "select": _select, "split": _split,
-    "squeeze": _squeeze, "repeat": _repeat, "mean": _mean, "groups": _groups,
+    "squeeze": _squeeze, "slice_scatter": _slice_scatter, "repeat": _repeat, "mean": _mean, "groups": _groups,
     "index_base": _index_base, "q_start": _q_start,
 }
 _NO_ADAPTION = frozenset({"factory", "linear"})

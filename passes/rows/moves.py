@@ -36,6 +36,12 @@ def expand_as(call: Call) -> Form:
     return Form(f"{left}, {labels} -> {labels}", linear="0")
 
 
+def cast(call: Call) -> Form:
+    """`to`, `_to_copy`: linear unless rounded to an integer or bool."""
+    dtype = call.node.outs[0].dtype
+    return Form("* -> ...", linear="0" if dtype.is_floating_point or dtype.is_complex else "")
+
+
 def permute(call: Call) -> Form:
     """`permute`: the dims in the order of the argument."""
     labels = names(len(call.shape(0)))
@@ -157,6 +163,33 @@ def split(call: Call) -> Form:
     outs = ", ".join(put(labels, dim, part) for part in parts)
     left = put(labels, dim, f"({'+'.join(parts)})" if len(parts) > 1 else next(iter(parts)))
     return Form(f"{left} -> {outs}", parts, (f"split:{dim}",), "0", (name,))
+
+
+def slice_scatter(call: Call) -> Form:
+    """`slice_scatter`: (lo + x + hi), x -> (lo + x + hi); with a step the dim is whole."""
+    dim = call.dim(default=0)
+    labels = names(len(call.out))
+    size, length = call.out[dim], call.shape(1)[dim]
+    if call.arg("step", 1) != 1 or length in (0, size):
+        marked = " ".join(whole(labels, [dim]))
+        return Form(f"{marked}, {put(labels, dim, '_')} -> {marked}")
+    name = labels[dim]
+    parts = dict(zip(
+        (f"{name}.lo", f"{name}.x", f"{name}.hi"), bounds(size, call.arg("start"), length),
+        strict=True,
+    ))
+    parts = {part: n for part, n in parts.items() if n != 0}
+    total = put(labels, dim, f"({'+'.join(parts)})")
+    text = f"{total}, {put(labels, dim, f'{name}.x')} -> {total}"
+    return Form(text, parts, (f"slice_scatter:{dim}",))
+
+
+def select_scatter(call: Call) -> Form:
+    """`select_scatter`: the dim is whole, the source lacks it."""
+    labels = names(len(call.out))
+    dim = call.dim(default=0)
+    marked = " ".join(whole(labels, [dim]))
+    return Form(f"{marked}, {put(labels, dim)} -> {marked}")
 
 
 def unbind(call: Call) -> Form:

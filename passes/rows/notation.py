@@ -54,6 +54,7 @@ class Pattern:
     ins: tuple[Side, ...]
     outs: tuple[Side, ...]
     whole: frozenset[str]
+    out_names: frozenset[str] = frozenset()
 
 
 def label_of(name: str) -> str:
@@ -184,7 +185,11 @@ def expand(text: str, ranks: tuple[int | None, ...], out_ranks: tuple[int, ...])
         raise NotationError(f"the row `{text}` has {len(pattern.outs)} outputs, not {len(out_ranks)}")
     ins = tuple(_written(side, rank, text) for side, rank in zip(sides, ranks, strict=True))
     outs = tuple(_written(s, rank, text) for s, rank in zip(pattern.outs, out_ranks, strict=True))
-    return Pattern(text, ins, outs, pattern.whole)
+    names = frozenset(
+        name for side in outs for slot in side.slots for part in (slot, *slot.parts)
+        for name in part.names
+    )
+    return Pattern(text, ins, outs, pattern.whole, names)
 
 
 def _written(side: Side, rank: int | None, text: str) -> Side:

@@ -74,11 +74,11 @@ TABLE: tuple[Row, ...] = (
     Row("* -> ...", "div.Tensor div.Scalar neg.default true_divide.Tensor", linear="0"),
     Row(
         "* -> ...",
-        "to.dtype to.device to.dtype_layout to.other _to_copy.default alias.default clone.default "
-        "contiguous.default detach.default lift_fresh_copy.default lift_fresh.default "
-        "dropout.default float.default positive.default view.dtype",
+        "alias.default clone.default contiguous.default detach.default lift_fresh_copy.default lift_fresh.default "
+        "dropout.default positive.default",
         linear="0",
     ),
+    Row(moves.cast, "to.dtype to.device to.dtype_layout to.other _to_copy.default"),
     # matrix products
     Row("... i, o i, [+ o] -> ... o", "linear.default"),
     Row(sums.addmm, "addmm.default"),
@@ -107,8 +107,9 @@ TABLE: tuple[Row, ...] = (
     Row(sums.gather, "gather.default"),
     Row(sums.scatter, "scatter.src scatter.value scatter.reduce scatter_add.default"),
     Row(sums.index_add, "index_add.default index_copy.default"),
-    Row(sums.like_first, "index_put.default masked_scatter.default slice_scatter.default "
-        "select_scatter.default"),
+    Row(sums.like_first, "index_put.default masked_scatter.default"),
+    Row(moves.slice_scatter, "slice_scatter.default"),
+    Row(moves.select_scatter, "select_scatter.default"),
     Row("... -> ... !n", "one_hot.default"),
     Row("..., _ -> ...", "bucketize.Tensor searchsorted.Tensor isin.Tensor_Tensor"),
     # along a dim
