@@ -13,7 +13,7 @@ from plancc.dsl.parameters import resolve_param
 from plancc.dsl.parser import parse_source, read_source
 from plancc.dsl.scope import POISON, Entry, Env, FileScope, World
 from plancc.dsl.source import Source, Span
-from plancc.dsl.vocabulary import IMPORTABLE
+from plancc.dsl.vocabulary import IMPORTABLE, IN_TEMPLATE
 from plancc.dsl.walk import keyword
 
 MAX_IMPORTS = 100
@@ -35,7 +35,8 @@ def _declare(plan: t.PlanFile, world: World, prefix: str, path: tuple[str, ...])
         if not scope.is_root and keyword(node) not in IMPORTABLE:
             world.report.error(
                 "P112", f"`{keyword(node)}` cannot stand in an imported file", node.span,
-                help="put it in a template, and `use` that",
+                help="put it in a template, and `use` that" if keyword(node) in IN_TEMPLATE
+                else "declare it in the plan itself",
             )  # fmt: skip
         elif isinstance(node, t.Import):
             _import(node, scope, world, path)

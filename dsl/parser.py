@@ -70,7 +70,8 @@ def parse_source(source: Source, report: Report) -> PlanFile | None:
         plan = build_file(tree, source)
     except (TooDeep, RecursionError) as error:
         span = error.span if isinstance(error, TooDeep) else _point(source, 1, 1)
-        report.error("P001", "this is nested too deeply", span)
+        start = _point(source, span.line, span.column)
+        report.error("P001", "this is nested too deeply", start)
         return None
     if plan.edition.text not in EDITIONS:
         report.error(
@@ -122,14 +123,14 @@ def _report_unexpected(
         token, accepts = error.token, set(error.accepts or error.expected)
         if token.type == "$END":
             span = _end_of(source)
-            what = "the end of the file"
+            what = "end of the file"
         else:
             line, column = token.line or 1, token.column or 1
             end_line, end_column = token.end_line or line, token.end_column or column + 1
             span = Span(source, line, column, end_line, end_column)
             what = f"`{_printable(token)}`"
             if token.type == "_NL":
-                span, what = _point(source, line, column), "the end of the line"
+                span, what = _point(source, line, column), "end of the line"
     else:
         assert isinstance(error, lark.exceptions.UnexpectedCharacters)
         accepts = set(error.allowed or ())
@@ -151,8 +152,8 @@ def _expected(accepts: set[str]) -> str:
         return "expected a rule, a setting or `}`"
     if {"INT", "LPAR", "STRING"} <= accepts:
         return "expected a value"
-    if {"CMP", "ADD"} <= accepts:
-        accepts = accepts - {"CMP", "ADD", "MUL", "OR", "AND"}
+    if "ADD" in accepts:
+        return ""
     names = sorted({_NAMES.get(name, f"`{name.lower()}`") for name in accepts})
     if not names or len(names) > 6:
         return ""

@@ -195,7 +195,7 @@ def _known_dim(dim: t.Word, env: Env) -> bool:
         return False
     if DIMS.get(dim.text) == "state" and mode(env) == "infer":
         report.error(
-            "P305", f"`{dim.text}` has no state to place while inferring", dim.span,
+            "P305", f"`{dim.text}` can be placed only while training", dim.span,
             help="state `mode = train` in the model block, or remove the rule",
         )  # fmt: skip
     return True

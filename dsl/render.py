@@ -11,6 +11,7 @@ from plancc.dsl.diagnostics import Diagnostic
 from plancc.dsl.source import Source, Span
 
 _TAB = "    "
+_WIDEST = 150
 _RED, _YELLOW, _BLUE = "\033[1;31m", "\033[1;33m", "\033[1;34m"
 _BOLD, _PLAIN = "\033[1m", "\033[0m"
 
@@ -88,20 +89,30 @@ def _excerpt(
             out.append("...")
         previous = number
         line = source.line(number)
+        shift = _shift(line, rows[number])
+        shown = "..." * bool(shift) + line[shift : shift + _WIDEST]
+        shown += "..." * (len(line) > shift + _WIDEST)
         gutter = paint(f"{number:>{width}} |", _BLUE)
-        out.append(f"{gutter} {clean(line)}".rstrip())
+        out.append(f"{gutter} {clean(shown)}".rstrip())
         for span, text, main in sorted(rows[number], key=lambda mark: -mark[0].column):
-            pad, size = _columns(line, span)
+            pad, size = _columns(line, span, shift)
             mark = ("^" if main else "-") * size + (f" {clean(text)}" if text else "")
             out.append(f"{bar} {' ' * pad}{paint(mark, tone if main else _BLUE)}")
     return [*out, bar]
 
 
-def _columns(line: str, span: Span) -> tuple[int, int]:
+def _shift(line: str, marks: list[_Mark]) -> int:
+    """How many characters of a very long line to leave out before the first mark."""
+    first = min(span.column for span, _, _ in marks) - 1
+    return max(0, first - _WIDEST // 3) if len(line) > _WIDEST else 0
+
+
+def _columns(line: str, span: Span, shift: int) -> tuple[int, int]:
     """How far to indent a mark and how long it is, in terminal cells."""
-    end = span.end_column if span.end_line == span.line else len(line) + 1
-    pad = _cells(line[: span.column - 1])
-    return pad, max(_cells(line[span.column - 1 : end - 1]), 1)
+    end = span.end_column - 1 if span.end_line == span.line else len(line)
+    start, stop = span.column - 1, min(end, shift + _WIDEST)
+    pad = 3 * bool(shift) + _cells(line[shift : min(start, shift + _WIDEST)])
+    return pad, max(_cells(line[start:stop]), 1)
 
 
 def clean(text: str) -> str:

@@ -197,7 +197,7 @@ def _require(node: t.Require, env: Env) -> None:
     if value is False:
         report.error(
             "P106", node.message or "this requirement does not hold", node.condition.span,
-            label="this is false", notes=_values_in(node.condition, env),
+            label="this is false", notes=dict.fromkeys(_values_in(node.condition, env)),
         )  # fmt: skip
     else:
         report.error(

@@ -125,13 +125,14 @@ def report_unknown(
     env: Env, what: str, name: str, span: Span, *kinds: str, others: tuple[str, ...] = ()
 ) -> None:
     """Report P101 for `name`, with the nearest declared name."""
-    known = [*names_of(env, *kinds), *others]
-    near = did_you_mean(name, known)
+    declared = list(names_of(env, *kinds))
+    near = did_you_mean(name, [*declared, *others])
     if near is not None:
         helps = [f"did you mean `{near}`?"]
     else:
-        shown = ", ".join(sorted(set(known))[:8])
+        shown = ", ".join((declared or list(others))[:8])
         helps = [f"known here: {shown}"] if shown else []
     env.world.report.error(
-        "P101", f"cannot find {what} `{name}`", span, label="not declared", help=helps, fix=near
-    )
+        "P101", f"cannot find {what} `{name}`", span, help=helps, fix=near,
+        label="not declared" if kinds else "not known",
+    )  # fmt: skip

@@ -13,7 +13,7 @@ from plancc.dsl.plan import Call, Expr, Setting
 from plancc.dsl.scope import POISON, Env, lookup
 from plancc.dsl.source import Span
 from plancc.dsl.tree import Attr, Term, Word
-from plancc.dsl.vocabulary import SETTINGS, Kind
+from plancc.dsl.vocabulary import INPUTS, PHASE_WORDS, SETTINGS, SIZED_DIMS, Kind
 
 _PLURAL = {"devices": "`devices`", "model": "a model block", "cluster": "a cluster"}
 
@@ -107,12 +107,13 @@ def setting_value(term: Term, kind: Kind, name: str, env: Env) -> Any:
         return _call(term, kind, env)
     if kind.each:
         return _word_list(term, kind, name, env)
-    only_words = not kind.units
     if term.kind == "string" and term.text in kind.words:
         return term.text
-    if only_words and term.kind in ("ref", "call", "string"):
-        value = _param_word(term, kind, env)
-        return value if value is not None else _wrong(term, kind, name, f"`{term.text}`", env)
+    word = _param_word(term, kind, env)
+    if word is not None:
+        return word
+    if term.kind in ("ref", "call", "string") and (not kind.units or _is_unknown(term, env)):
+        return _wrong(term, kind, name, f"`{term.text}`", env)
     value = evaluate(term, env)
     if value is POISON:
         return POISON
@@ -152,6 +153,13 @@ def _param_word(term: Term, kind: Kind, env: Env) -> str | None:
         return None
     value = evaluate(term, env)
     return value if isinstance(value, str) and value in kind.words else None
+
+
+def _is_unknown(term: Term, env: Env) -> bool:
+    """Whether a plain name means nothing here, so that it can only be a wrong word."""
+    known = {*env.axes, *env.world.facts, *INPUTS, "phase", *PHASE_WORDS, *SIZED_DIMS}
+    plain = term.kind == "ref" and "." not in term.text
+    return plain and term.text not in known and lookup(env, term.text) is None
 
 
 def _call(term: Term, kind: Kind, env: Env) -> Any:

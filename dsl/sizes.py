@@ -119,9 +119,13 @@ def _check_nodes(job: Job, mesh: Mesh, walk: Walk) -> None:
         walk.world.report.warning(
             "P601", f"axis `{name}` of `{mesh.name}` crosses nodes", span,
             label="communicates within each layer, over the slow network", help=help,
-            labels=[(axis.span, f"{name} = {axis.size} with {inside} devices inside it; "
-                                f"a node has {per_node}")],
+            labels=[(axis.span, _axis_label(name, axis.size, inside, per_node))],
         )  # fmt: skip
+
+
+def _axis_label(name: str, size: int, inside: int, per_node: int) -> str:
+    within = f" with {inside} devices inside it" if inside > 1 else ""
+    return f"{name} = {size}{within}; a node has {per_node}"
 
 
 def _crosses(mesh: Mesh, name: str, cluster: Cluster) -> int | None:

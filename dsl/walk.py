@@ -133,8 +133,8 @@ def _arguments_fit(statement: t.Use, template: t.Template, walk: Walk) -> bool:
     if wanted != given:
         shown = ", ".join(param.text for param in template.params)
         report.error(
-            "P107", f"template `{template.name.text}` takes {wanted} names but is given {given}",
-            statement.span, labels=[(template.name.span, f"takes ({shown})")],
+            "P107", f"template `{template.name.text}` takes {wanted} name{'s' * (wanted != 1)} "
+            f"but is given {given}", statement.span, labels=[(template.name.span, f"takes ({shown})")],
         )  # fmt: skip
         return False
     for arg in statement.args:
