@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from plancc.ir.graph import Graph, Ref
-from plancc.models import ModelError
+from plancc.models import LoadedModel, ModelError
 from plancc.passes.capture.convert import convert, flat_outputs
 from plancc.passes.capture.attention import recognise_attention
-from plancc.passes.capture.export import trace
+from plancc.passes.capture.export import symbolic, trace
 from plancc.passes.capture.functionalize import functionalize
 from plancc.passes.capture.hugging_face import canonical, is_hugging_face
 from plancc.passes.capture.simplify import simplify
@@ -24,19 +24,26 @@ TOKEN_NAMES = ("input_ids", "ids", "tokens", "idx", "x")
 
 
 def capture(
-    model: nn.Module, example: Mapping[str, Tensor] | None = None, *, inputs: tuple[str, ...] | None = None
+    model: nn.Module | LoadedModel,
+    example: Mapping[str, Tensor] | None = None,
+    *,
+    inputs: Collection[str] | None = None,
+    frontend: str = "export",
 ) -> Graph:
     """Capture `model` for batch B and T tokens; raise ModelError where it cannot be.
 
     `example` gives example inputs by argument name (default: token ids, and an attention mask for
-    encoders); `inputs` keeps only some of them.
+    encoders); `inputs` keeps only some of them. `frontend` is "export" (torch.export) or "fx"
+    (torch.fx.symbolic_trace first: plain straight-line modules only).
     """
+    if isinstance(model, LoadedModel):
+        model = model.module
     chosen = dict(example) if example is not None else example_inputs(model)
     if inputs is not None:
         chosen = {name: chosen[name] for name in inputs}
     names, tensors = state_names(model)
     with canonical(model):
-        program = trace(model, chosen)
+        program = trace(symbolic(model) if frontend == "fx" else model, chosen)
     sizes = Sizes()
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in chosen:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +12,10 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-import plancc.models
 from plancc.dsl.errors import Bug
 from plancc.ir.graph import Graph, Node, Param, Ref, Value
 from plancc.models import ModelError
+from plancc.passes.capture.lines import model_line, module_path
 from plancc.passes.capture.sizes import Sizes
 
 _DROPPED = {
@@ -34,12 +32,6 @@ _DROPPED = {
 _ALIASES = {"aten.detach_.default", "aten.lift_fresh.default", "aten.detach.default"}
 _REGIONS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
 _PLACEMENT = ("device", "pin_memory", "layout", "memory_format")
-_FRAME = re.compile(r'File "(.+?)", line (\d+)')
-_NOT_MODEL = (
-    str(Path(torch.__file__).parent),
-    str(Path(plancc.models.__file__).parent) + "/",
-    str(Path(__file__).resolve().parents[1]) + "/",
-)
 
 
 class Converter:
@@ -201,23 +193,6 @@ def target_name(target: Any) -> str:
 def is_size(val: Any) -> bool:
     """Tell whether a node's value is a number known at capture, not a tensor."""
     return isinstance(val, (torch.SymInt, torch.SymBool, torch.SymFloat, int, float, bool))
-
-
-def module_path(node: fx.Node) -> str:
-    """Return the path of the innermost module that made the node, "" for the root."""
-    stack = node.meta.get("nn_module_stack") or {}
-    path = list(stack.values())[-1][0] if stack else ""
-    return re.sub(r"@\d+", "", path) if not path.startswith("_empty") else ""
-
-
-def model_line(trace: str) -> str:
-    """Return "file.py:161": the innermost frame of the trace outside torch and plancc."""
-    frames = [
-        (path, line) for path, line in _FRAME.findall(trace) if not path.startswith(_NOT_MODEL)
-    ]
-    modelled = [frame for frame in frames if "transformers/models/" in frame[0]]
-    frames = modelled or frames
-    return f"{Path(frames[-1][0]).name}:{frames[-1][1]}" if frames else ""
 
 
 def flat_outputs(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

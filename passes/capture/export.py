@@ -6,15 +6,21 @@ meta, CPU or CUDA module traces alike, in no memory; buffers and constants keep 
 
 from __future__ import annotations
 
+import io
+import logging
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
+
+from plancc.models import ModelError
+from plancc.passes.capture.lines import NOT_MODEL
 
 _SWAPPING = threading.RLock()
 
@@ -23,9 +29,62 @@ def trace(module: nn.Module, inputs: Mapping[str, Tensor]) -> ExportedProgram:
     """Export `module(**inputs)` with dynamic batch and sequence."""
     shapes = {name: dynamic_dims(value) for name, value in inputs.items()}
     with _SWAPPING, fake_parameters(module), eval_mode(module), torch.no_grad():
-        return torch.export.export(
-            module, (), dict(inputs), dynamic_shapes=shapes, strict=False
-        )
+        try:
+            with redirect_stderr(io.StringIO()), quiet_logs():
+                return torch.export.export(
+                    module, (), dict(inputs), dynamic_shapes=shapes, strict=False
+                )
+        except ModelError:
+            raise
+        except Exception as error:
+            raise explain(error, module) from error
+
+
+class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True
+
+
+def symbolic(module: nn.Module) -> fx.GraphModule:
+    """Trace with torch.fx alone, which follows no data and no size; ModelError where that fails."""
+    tracer = _Tracer()
+    tracer.record_stack_traces = True
+    try:
+        with eval_mode(module):
+            return fx.GraphModule(module, tracer.trace(module), type(module).__name__).eval()
+    except Exception as error:
+        raise explain(error, module) from error
+
+
+def explain(error: Exception, module: nn.Module) -> ModelError:
+    """Make a ModelError that says which module and line of the model an export failed at."""
+    names = {id(part): name for name, part in module.named_modules()}
+    path = line = ""
+    trace = error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        path = names.get(id(frame.f_locals.get("self")), path)
+        if not frame.f_code.co_filename.startswith(NOT_MODEL):
+            line = f"{Path(frame.f_code.co_filename).name}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if "data-dependent" in str(error) or "data dependent" in str(error):
+        message = "the model cannot be captured: what it computes depends on the values of a tensor"
+    else:
+        message = "the model cannot be captured"
+    notes = (f"{type(error).__name__}: {first}", f"module `{path}`", f"at {line}" if line else "")
+    return ModelError(message, tuple(note for note in notes if note))
+
+
+@contextmanager
+def quiet_logs() -> Iterator[None]:
+    """Keep torch from logging about an export that we report ourselves."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def dynamic_dims(value: Tensor) -> dict[int, Any]:
