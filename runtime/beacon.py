@@ -130,7 +130,7 @@ class Beacon:
         self.instruction = at
         self._beacons.write(self._rank, self._changes, at, state)
 
-    def wait(self, at: int, peers: Collection[int], meeting: int = 0) -> None:
+    def wait(self, at: int | None, peers: Collection[int], meeting: int = 0) -> None:
         """Show that the rank waits for peers, at a meeting or for messages."""
         self._changes += 1
         self.instruction = at

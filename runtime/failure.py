@@ -95,6 +95,7 @@ def in_vain(
     positions: Sequence[int | None],
     waits: Mapping[int, Collection[int]],
     ended: Sequence[bool],
+    prefix: str = "",
 ) -> RankFailure:
     """Name the cycle of ranks that wait for each other, or one that waits for a finished one."""
     cycle = shortest_cycle(waits)
@@ -109,7 +110,7 @@ def in_vain(
         parts.append(f"rank {rank} waits {where} for rank {target}{end}")
     first = pairs[0][0]
     reason = "is in a deadlock" if cycle else "waits in vain"
-    return fail(describe, first, positions[first], reason, "; ".join(parts))
+    return fail(describe, first, positions[first], prefix + reason, "; ".join(parts))
 
 
 def shortest_cycle(waits: Mapping[int, Collection[int]]) -> tuple[int, ...]:

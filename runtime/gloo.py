@@ -1,0 +1,142 @@
+"""The gloo backend: one host or several, CPU only.
+
+Everything but a large sum travels by one all-to-all over the group: on gloo that is five to ten
+times as fast as its rings for small tensors, takes uneven and empty parts, and lets each rank add
+in group order, as local ranks do.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from plancc.runtime.distributed import DistributedTransport
+from plancc.runtime.transport import Group
+
+SMALL = 1 << 16  # bytes up to which all_reduce gathers and adds, instead of going round a ring
+RING_DTYPES = {
+    torch.float64, torch.float32, torch.float16, torch.bfloat16,
+    torch.int64, torch.int32, torch.int8, torch.uint8,
+}  # fmt: skip
+
+
+class GlooTransport(DistributedTransport):
+    """One rank on gloo; `loopback` keeps it on 127.0.0.1, else gloo chooses the interface."""
+
+    def __init__(
+        self, rank: int, world: int, store: dist.Store, *, loopback: bool = True, **rest: Any
+    ) -> None:
+        super().__init__(rank, world, store, **rest)
+        self._loopback = loopback
+        self._sent: _Sent | None = None
+        everybody = tuple(range(world))
+        self._pairs = self._connect("pairs", everybody, lazy=False) if world > 1 else None
+
+    def _connect(self, name: str, group: Group, *, lazy: bool = True) -> Any:
+        """Make the backend of a group; a lazy one connects only the pairs that talk.
+
+        A lazy connection can block its first sender until the receiver comes, so what carries
+        messages is connected at once. Lazy backends cannot share a device.
+        """
+        kind = dist.ProcessGroupGloo
+        options = kind._Options()
+        make = kind.create_device if self._loopback else kind.create_default_device
+        where = {"hostname": "127.0.0.1"} if self._loopback else {}
+        options._devices = [make(**where, lazy_init=lazy)]
+        options._threads = 1
+        options._timeout = self._limit
+        store = dist.PrefixStore(name, self.store)
+        return kind(store, group.index(self.rank), len(group), options)
+
+    def _sum(self, x: Tensor, group: Group) -> Tensor:
+        small = x.nbytes <= SMALL
+        if small or x.dtype not in RING_DTYPES:
+            return self._sum_by_swap(x, group, small)
+        total = x.clone(memory_format=torch.contiguous_format)
+        self._backend(group).allreduce([total]).wait()
+        return total
+
+    def _sum_by_swap(self, x: Tensor, group: Group, small: bool) -> Tensor:
+        if small:
+            return self._sum_parts([x] * len(group), group)
+        parts = list(x.contiguous().view(-1).tensor_split(len(group)))
+        mine = self._sum_parts(parts, group).view(torch.uint8)
+        sizes = [part.nbytes for part in parts]
+        return self._gather(mine, group, sizes).view(x.dtype).view(x.shape)
+
+    def _gather(self, x: Tensor, group: Group, sizes: Sequence[int]) -> Tensor:
+        return self._swap(x.repeat(len(group)), [x.numel()] * len(group), group, sizes)
+
+    def _sum_parts(self, parts: Sequence[Tensor], group: Group) -> Tensor:
+        mine = parts[group.index(self.rank)]
+        flat = torch.cat([part.contiguous().view(-1) for part in parts]).view(torch.uint8)
+        sizes = [part.nbytes for part in parts]
+        found = self._swap(flat, sizes, group, [mine.nbytes] * len(group)).view(mine.dtype)
+        first, *others = found.view(len(group), *mine.shape).unbind()
+        total = first.clone()
+        for other in others:
+            total.add_(other)
+        return total
+
+    def _swap(
+        self, flat: Tensor, sizes: Sequence[int], group: Group, found: Sequence[int]
+    ) -> Tensor:
+        out = torch.empty(sum(found), dtype=torch.uint8)
+        self._backend(group).alltoall_base(out, flat, list(found), list(sizes)).wait()
+        return out
+
+    def _send(self, tensor: Tensor, target: int, tag: int) -> None:
+        if self._sent is None:
+            self._sent = _Sent()
+        self._sent.keep(self._pairs.send([tensor], target, tag), tensor, target)
+
+    def _receive(self, tensor: Tensor, source: int, tag: int) -> Callable[[], object]:
+        return self._pairs.recv([tensor], source, tag).wait
+
+    def _flush(self, show: Callable[[int], None]) -> None:
+        if self._sent is not None:
+            self._sent.flush(show)
+
+
+class _Sent:
+    """Keeps what is being sent until it has left: gloo completes a send only for who waits."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._target: int | None = None
+        self._error: RuntimeError | None = None
+        threading.Thread(target=self._work, name="sent messages", daemon=True).start()
+
+    def keep(self, work: Any, tensor: Tensor, target: int) -> None:
+        """Hold the tensor until the work is done."""
+
+        def leave(_held: Tensor = tensor) -> None:
+            self._target = target
+            work.wait()
+
+        self._queue.put(leave)
+
+    def flush(self, show: Callable[[int], None]) -> None:
+        """Return when all has left; `show` is told which rank is being waited for."""
+        done = threading.Event()
+        self._queue.put(done.set)
+        shown = None
+        while not done.wait(0.02):
+            if self._error is not None:
+                raise self._error
+            if self._target != shown:
+                shown = self._target
+                show(shown)
+
+    def _work(self) -> None:
+        try:
+            while True:
+                self._queue.get()()
+        except RuntimeError as error:
+            self._error = error
