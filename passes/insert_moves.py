@@ -66,6 +66,7 @@ class _Builder:
         self.instructions: list[tuple[tuple[Stage, ...], Instruction]] = []
         self.held: dict[tuple[str, Stage], dict[Layout, Held]] = {}
         self.home: dict[str, Stage] = {}
+        self.origins: dict[str, Origin] = {}
         self.values: dict[str, Value] = {v.name: v for v in unit.graph.values()}
         self.maker = {out.name: node for node in unit.graph.nodes for out in node.outs}
         self.names: set[str] = set()
@@ -96,6 +97,7 @@ class _Builder:
         self.emit(node, binding, plan, origin)
         for out in node.outs:
             self.home[out.name] = plan.stage
+            self.origins[out.name] = origin
 
     def emit(self, node: Node, binding: Binding, plan: NodeLayout, origin: Origin) -> None:
         stage = plan.stage
@@ -139,15 +141,20 @@ class _Builder:
     def apply(
         self, value: str, stage: Stage, held: Held, moves: tuple[Move, ...], origin: Origin
     ) -> Held:
-        """Emit `moves` one after the other, each cached for later users."""
+        """Emit `moves` one after the other, each cached for later users.
+
+        A sum belongs to the node that left it pending, other moves to the node that wants them.
+        """
         for move in moves:
+            owes = move.kind in ("all_reduce", "reduce_scatter")
+            cause = self.origins.get(value, origin) if owes else origin
             known = self.held[(value, stage)].get(move.after)
             if known is None:
                 suffix = {"all_reduce": "sum", "reduce_scatter": "part", "all_gather": "full"}
                 known = self.hold(
                     value, stage, move.after, f"{value}_{suffix.get(move.kind, 'cut')}"
                 )
-                step = Collective(move.kind, held.name, known, move, move.parts, origin)
+                step = Collective(move.kind, held.name, known, move, move.parts, cause)
                 self.instructions.append(((stage,), step))
             held = known
         return held

@@ -1,1 +1,39 @@
-"""plancc: a declarative parallel-plan compiler for PyTorch."""
+"""plancc: a declarative parallel-plan compiler for PyTorch.
+
+    built = plancc.compile("examples/tp8_pp2.plan", model, out="build/")
+    plancc.load("build/").generate(ids, new_tokens=8)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from plancc.api import Built, VerifyError, compile, load, verify
+    from plancc.dsl import PlanError
+    from plancc.models import ModelError
+    from plancc.passes.rows import register_op
+    from plancc.runtime.artifact import ArtifactError
+    from plancc.runtime.failure import RankFailure
+    from plancc.runtime.weights import WeightsError
+
+_HOME = {
+    "compile": "plancc.api", "load": "plancc.api", "verify": "plancc.api", "Built": "plancc.api",
+    "VerifyError": "plancc.api", "PlanError": "plancc.dsl", "ModelError": "plancc.models",
+    "register_op": "plancc.passes.rows", "ArtifactError": "plancc.runtime.artifact",
+    "RankFailure": "plancc.runtime.failure", "WeightsError": "plancc.runtime.weights",
+}  # fmt: skip
+
+__all__ = [
+    "ArtifactError", "Built", "ModelError", "PlanError", "RankFailure", "VerifyError",
+    "WeightsError", "compile", "load", "register_op", "verify",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: `plancc check` must not load torch."""
+    import importlib
+
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'plancc' has no attribute {name!r}")

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from plancc.dsl.diagnostics import Report
+from plancc.dsl.errors import PlanError
 from plancc.dsl.plan import ResolvedPlan, Variant
+from plancc.dsl.support import report_unsupported
 from plancc.ir.graph import Graph
 from plancc.ir.mesh import World, build_world
 from plancc.ir.program import ProgramSet
 from plancc.ir.shape import NamedGraph
 from plancc.passes.assign_places import AssignPlaces
 from plancc.passes.base import Pass, Unit
+from plancc.passes.check_facts import check_facts, named_hints
 from plancc.passes.check_programs import CheckPrograms
 from plancc.passes.derive_phases import NotCausal, derive_phase
 from plancc.passes.estimate_memory import EstimateMemory
 from plancc.passes.find_static import FindStatic
 from plancc.passes.insert_moves import InsertMoves
+from plancc.passes.match_targets import Modules
 from plancc.passes.name_dims import name_dims
 from plancc.passes.partition_ranks import PartitionRanks
 from plancc.passes.plan_layouts import PlanLayouts
+from plancc.passes.rows import UnknownOperator
 
 PIPELINE: tuple[Pass, ...] = (
     FindStatic(),
@@ -78,6 +83,32 @@ def lower(unit: Unit, report: Report, watch: Watch | None = None) -> Unit:
     return unit
 
 
+def name_model(plan: ResolvedPlan, graph: Graph, report: Report) -> NamedGraph:
+    """The forward graph with its dims named; what the plan cannot mean for this model is reported."""
+    report_unsupported(plan, report)
+    try:
+        named = name_dims(graph, named_hints(plan, Modules(graph)))
+    except UnknownOperator as problem:
+        for one in (problem, *problem.others):
+            report_unknown(one, report)
+        report.raise_errors()
+        raise
+    check_facts(plan, named, report)
+    report.raise_errors()
+    return named
+
+
+def report_unknown(problem: UnknownOperator, report: Report) -> None:
+    """P313: an operator that has no row, with its module and model line."""
+    report.error(
+        "P313",
+        f"operator `{problem.op}` has no row",
+        None,
+        notes=[f"at {problem.path or 'the root module'} ({problem.line})"],
+        help=[f'name its dims in one line: plancc.register_op("{problem.op}", "... d -> ... d")'],
+    )
+
+
 def named_phases(
     forward: NamedGraph, phases: Sequence[str] | None
 ) -> tuple[list[NamedGraph], list[str]]:
@@ -108,7 +139,7 @@ def compile_graph(
     """Lower a captured model under a plan. Raises PlanError when the report has errors."""
     seconds: dict[str, float] = {}
     begin = time.perf_counter()
-    forward = name_dims(graph)
+    forward = name_model(plan, graph, report)
     named, notes = named_phases(forward, phases)
     seconds["name-dims"] = time.perf_counter() - begin
 
@@ -127,9 +158,17 @@ def compile_graph(
     return Compiled(plan, world, forward, tuple(units), tuple(notes), seconds)
 
 
-def without_bodies(unit: Unit) -> Unit:
-    """The unit with only what reports need (the instruction list is in its programs)."""
-    return replace(unit, instructions=())
+def check_model(
+    plan: ResolvedPlan, report: Report, model: str, model_args: Mapping[str, str]
+) -> None:
+    """The checks of `plancc check --model`: everything up to the layouts of the forward phase."""
+    from plancc.models import load_model
+    from plancc.passes.capture import capture
+
+    try:
+        compile_graph(plan, capture(load_model(model, model_args).module), report, phases=("forward",))
+    except PlanError:
+        return
 
 
-__all__: list[Any] = ["PIPELINE", "Compiled", "compile_graph", "lower", "named_phases"]
+__all__: list[Any] = ["PIPELINE", "Compiled", "check_model", "compile_graph", "lower", "named_phases"]

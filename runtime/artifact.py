@@ -53,7 +53,9 @@ class Artifact:
         """
         rows = [row for row in self.manifest["programs"] if row["phase"] == phase]
         if not rows:
-            raise ArtifactError(f"the artifact has no {phase} programs, only {', '.join(self.phases)}")
+            raise ArtifactError(
+                f"the artifact has no {phase} programs, only {', '.join(self.phases)}"
+            )
         for row in rows:
             bounds = row["bounds"]
             fits = all(lo <= env[name] <= hi for name, (lo, hi) in bounds.items() if name in env)
@@ -61,6 +63,16 @@ class Artifact:
                 return row, next(c for c in row["classes"] if rank in c["ranks"])
         text = ", ".join(f"{k} = {v}" for k, v in env.items())
         raise ArtifactError(f"{text} is outside the range that the plan declares")
+
+    def refuses(self, batch: int, prompt: int, new_tokens: int) -> str | None:
+        """Why the declared ranges do not admit a generation; None if they do."""
+        sizes = {"batch": batch, "seq_len": prompt + new_tokens}
+        for name, value in sizes.items():
+            known = self.manifest["inputs"].get(name)
+            if known and not known[0] <= value <= known[1]:
+                detail = f" ({prompt} + {new_tokens} new tokens)" if name == "seq_len" else ""
+                return f"{name} = {value}{detail} is outside {known[0]}..{known[1]}, the plan's range"
+        return None
 
     def step(self, file: str) -> Callable[..., dict[str, Any]]:
         """The `step` function of one program file."""

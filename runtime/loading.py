@@ -74,3 +74,21 @@ class Loaded:
     def buffer(self, name: str) -> Tensor | None:
         """A buffer, or None for the one that the artifact holds."""
         return self.buffers.get(name)
+
+
+def open_weights(artifact: Artifact) -> Any:
+    """The weight source that an artifact names: checkpoint files, its own file, or a seed."""
+    from plancc.runtime.runner import DTYPES
+    from plancc.runtime.weights import SafetensorsWeights, SeededWeights
+
+    spec = artifact.manifest["weights"]
+    if spec["kind"] == "files":
+        return SafetensorsWeights(spec["paths"])
+    if spec["kind"] == "stored":
+        return SafetensorsWeights([str(artifact.folder / "weights.safetensors")])
+    table = {
+        row["fqns"][0]: (tuple(row["shape"]), DTYPES[row["dtype"]], row["kind"])
+        for row in artifact.manifest["params"].values()
+        if row["kind"] == "param"
+    }
+    return SeededWeights(spec["seed"], table)

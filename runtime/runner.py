@@ -97,6 +97,12 @@ class Runner:
         sequence.variant = row["variant"]
         return self.collect(row, found, tuple(bounds), sizes)
 
+    def input_name(self, phase: str) -> str:
+        """The name of the first input of a phase."""
+        rows = self.artifact.manifest["programs"]
+        first = next(row for row in rows if row["phase"] == phase)
+        return str(first["classes"][0]["inputs"][0])
+
     def collect(self, row, found, bounds, sizes) -> dict[str, Placed]:
         """Attach to each output the row that says on which stage and how it lies."""
         rows: dict[str, Any] = {}

@@ -66,6 +66,9 @@ def _show(path: str, report: Report, color: str) -> None:
     sys.stderr.write(render_text(found, painted))
     sys.stderr.flush()
     errors, warnings = len(report.errors), len(found) - len(report.errors)
-    counts = [f"{n} {word}{'s' if n > 1 else ''}" for n, word in
-              ((errors, "error"), (warnings, "warning")) if n]
+    counts = [
+        f"{n} {word}{'s' if n > 1 else ''}"
+        for n, word in ((errors, "error"), (warnings, "warning"))
+        if n
+    ]
     sys.stdout.write(f"{path}: {', '.join(counts) or 'ok'}\n")

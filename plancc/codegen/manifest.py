@@ -149,6 +149,7 @@ def _fill(aside: Path, plan, world, sets, graph: Graph, facts, weights) -> None:
             name: {"axes": [list(a) for a in grid.axes], "ranks": list(grid.ranks)}
             for name, grid in world.grids.items()
         },
+        "inputs": {k: list(v) for k, v in plan.inputs.items()},
         "params": params_json(graph),
         "programs": programs,
         "files": hashes,

@@ -1,0 +1,205 @@
+"""The Python API: compile a plan and a model into an artifact, load it, run it, verify it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plancc.codegen.manifest import write_artifact
+from plancc.codegen.python import emit_program
+from plancc.compiler import Compiled, Watch, compile_graph
+from plancc.dsl import load_plan
+from plancc.dsl.errors import PlanError
+from plancc.ir.graph import Graph
+from plancc.models import LoadedModel, load_model
+from plancc.passes.capture import capture
+from plancc.runtime.artifact import Artifact, ArtifactError, load_artifact
+from plancc.runtime.deploy import Deployment
+from plancc.verify import VerifyResult, Verification
+
+
+class VerifyError(Exception):
+    """The compiled programs do not compute what one device computes; `result` says where."""
+
+    def __init__(self, result: VerifyResult) -> None:
+        self.result = result
+        bad = next(v for v in result.variants if not v.ok)
+        text = f"{bad.phase} ({bad.guard}) is off by {bad.max_rel_error:.3g}"
+        if bad.message:
+            text += f": {bad.message}"
+        if result.first_divergence is not None:
+            text += f"\n{result.first_divergence}"
+        super().__init__(text)
+
+
+@dataclass(frozen=True)
+class Built:
+    """What `compile` gives: the artifact on disk, what it was made from, what verification said."""
+
+    folder: Path
+    compiled: Compiled
+    verified: VerifyResult | None
+
+    @property
+    def artifact(self) -> Artifact:
+        """The artifact, read back and checked against its hashes."""
+        return load_artifact(self.folder)
+
+    def load(self) -> Deployment:
+        """Ready to run."""
+        return load(self.folder)
+
+
+def compile(
+    plan: str | Path,
+    model: nn.Module | str,
+    out: str | Path,
+    *,
+    weights: Sequence[str | Path] | None = None,
+    sets: Mapping[str, str] | None = None,
+    model_args: Mapping[str, str] | None = None,
+    phases: Sequence[str] | None = None,
+    verify: bool = True,
+    watch: Watch | None = None,
+) -> Built:
+    """Compile `model` (an nn.Module, or a --model spec) under a plan file into the folder `out`.
+
+    Verifies all ranks against one device unless `verify` is False. Raises PlanError (the plan or the
+    model is wrong), ModelError (the model cannot be captured), WeightsError, VerifyError.
+    """
+    resolved, report = load_plan(plan, dict(sets or {}))
+    if resolved is None:
+        raise PlanError(report.diagnostics)
+    loaded = model if isinstance(model, str) else None
+    found = load_model(loaded, dict(model_args or {})) if loaded else None
+    module = found.module if found else model
+    assert isinstance(module, nn.Module)
+    graph = capture(module)
+    compiled = compile_graph(resolved, graph, report, phases=phases, watch=watch)
+    spec, stored = weight_spec(module, graph, found, weights)
+    origin = {"plan_file": str(Path(plan).resolve()), "sets": dict(sets or {})}
+    facts = {**versions(), **origin, "model": model_json(module, loaded, model_args, found), "weights": spec}
+    result = None
+    folder = Path(out)
+    if verify:
+        result = verify_aside(compiled, resolved, graph, folder)
+    write_artifact(folder, resolved, compiled.world, compiled.sets, graph, facts, stored)
+    return Built(folder, compiled, result)
+
+
+def reopen(
+    folder: Path, *, model: nn.Module | str | None = None, model_args: Mapping[str, str] | None = None
+) -> Built:
+    """An artifact with what it was compiled from, lowered again from its recorded plan and model.
+
+    Raises ArtifactError if the folder was changed, or if today's plan or model give other programs.
+    """
+    artifact = load_artifact(folder)
+    record = artifact.manifest["model"]
+    chosen = model or record["spec"]
+    if chosen is None:
+        raise ArtifactError(f"{folder} was compiled from a live module: give the model")
+    sets = {k: str(v) for k, v in artifact.manifest["sets"].items()}
+    resolved, report = load_plan(artifact.manifest["plan_file"], sets)
+    if resolved is None:
+        raise PlanError(report.diagnostics)
+    args = dict(model_args or record["args"])
+    module = load_model(chosen, args).module if isinstance(chosen, str) else chosen
+    phases = artifact.phases
+    compiled = compile_graph(resolved, capture(module), report, phases=phases)
+    for row, (_, programs) in zip(artifact.manifest["programs"], compiled.sets, strict=True):
+        for cls, program in zip(row["classes"], programs.programs, strict=True):
+            if emit_program(program, resolved.name) != (folder / cls["file"]).read_text():
+                raise ArtifactError(f"{folder / cls['file']} is not what its plan and model give today")
+    return Built(folder, compiled, None)
+
+
+def verify_aside(compiled: Compiled, resolved: Any, graph: Graph, folder: Path) -> VerifyResult:
+    """Verify before the artifact appears: a wrong one is never left on disk."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as aside:
+        trial = Path(aside) / "artifact"
+        write_artifact(trial, resolved, compiled.world, compiled.sets, graph, {})
+        result = Verification(compiled, load_artifact(trial)).run()
+    if not result.ok:
+        raise VerifyError(result)
+    return result
+
+
+def load(folder: str | Path) -> Deployment:
+    """An artifact folder, ready to run; ArtifactError if it is none or was changed."""
+    return Deployment(load_artifact(folder))
+
+
+def verify(
+    built: Built,
+    *,
+    full_size: bool = False,
+    dtype: torch.dtype = torch.float64,
+    params: Mapping[str, Tensor] | None = None,
+) -> VerifyResult:
+    """Verify the artifact on disk against one device; the result says whether it is right."""
+    work = Verification(
+        built.compiled, built.artifact, full_size=full_size, dtype=dtype, params=params
+    )
+    return work.run()
+
+
+def weight_spec(
+    module: nn.Module,
+    graph: Graph,
+    found: LoadedModel | None,
+    weights: Sequence[str | Path] | None,
+) -> tuple[dict[str, Any], Mapping[str, Tensor] | None]:
+    """Where the artifact's weights come from, and the tensors to store in it (a live module's own)."""
+    from plancc.runtime.weights import SafetensorsWeights, WeightsError
+
+    files = [str(w) for w in weights] if weights else list(found.weights or []) if found else []
+    if files:
+        source = SafetensorsWeights(files)
+        source.check(parameter_table(graph))
+        return {"kind": "files", "paths": [str(Path(f).resolve()) for f in files]}, None
+    live = {
+        p.fqns[0]: dict(module.named_parameters(remove_duplicate=False))[p.fqns[0]].detach()
+        for p in graph.params.values()
+        if p.kind == "param"
+    }
+    if live and not any(t.is_meta for t in live.values()):
+        return {"kind": "stored"}, live
+    if any(not t.is_meta for t in live.values()):
+        raise WeightsError(["some parameters of the model have values and others are on meta"])
+    return {"kind": "seed", "seed": 0}, None
+
+
+def parameter_table(graph: Graph) -> dict[str, tuple[tuple[int, ...], torch.dtype, str]]:
+    """fqn -> (shape, dtype, kind) of every parameter that a checkpoint must hold."""
+    return {
+        p.fqns[0]: (tuple(int(s) for s in p.value.shape), p.value.dtype, p.kind)
+        for p in graph.params.values()
+        if p.kind == "param"
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions that made an artifact."""
+    from importlib.metadata import version
+
+    return {"plancc": version("plancc"), "torch": torch.__version__.partition("+")[0]}
+
+
+def model_json(
+    module: nn.Module, spec: str | None, args: Mapping[str, str] | None, found: LoadedModel | None
+) -> dict[str, Any]:
+    """What an artifact records of its model."""
+    return {
+        "spec": spec,
+        "args": dict(args or {}),
+        "class": type(module).__name__,
+        "tokenizer": str(found.tokenizer) if found and found.tokenizer else None,
+    }

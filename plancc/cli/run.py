@@ -1,0 +1,133 @@
+"""`plancc run PLAN|DIR`: generate with all ranks, in this process or as processes of this host."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from plancc.cli.options import add_json, add_plan_options, complain, print_json, say, user_errors
+
+TEXT_PROMPT = "Once upon a time"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument("plan", metavar="PLAN|DIR")
+    add_plan_options(parser, model_required=False)
+    parser.add_argument("--backend", choices=("local", "gloo", "nccl"), default="local")
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT")
+    prompt.add_argument("--prompt-file", metavar="FILE")
+    prompt.add_argument("--tokens", type=int, metavar="N", help="a prompt of N random tokens")
+    parser.add_argument("--batch", type=int, default=1, metavar="B", help="copies of the prompt")
+    parser.add_argument("--new-tokens", type=int, default=16, metavar="K")
+    parser.add_argument("--check", action="store_true", help="compare the tokens with one device")
+    parser.add_argument("--no-verify", action="store_true", help="skip the check against one device")
+    parser.add_argument(
+        "--time-limit", type=float, default=60.0, metavar="S",
+        help="seconds that one instruction of a process may take (gloo, nccl)",
+    )  # fmt: skip
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run; 1 for wrong input, 3 for a run that failed."""
+    if args.new_tokens < 1 or args.batch < 1 or (args.tokens is not None and args.tokens < 1):
+        return complain("--new-tokens, --batch and --tokens are at least 1") and 2
+    folder = Path(args.plan)
+    try:
+        if (folder / "manifest.json").is_file():
+            return run_artifact(args, folder)
+        if folder.is_dir():
+            return complain(f"{folder} is not an artifact: it has no manifest.json")
+        if not args.model:
+            return complain("a plan needs --model") and 2
+        import plancc.api as api
+
+        with tempfile.TemporaryDirectory() as aside:
+            out = Path(aside) / "artifact"
+            say(f"compiling {args.plan} ...")
+            api.compile(
+                args.plan, args.model, out, weights=args.weights, sets=dict(args.sets),
+                model_args=dict(args.model_args), verify=not args.no_verify,
+            )  # fmt: skip
+            return run_artifact(args, out)
+    except user_errors() as problem:
+        return complain(str(problem))
+
+
+def run_artifact(args: argparse.Namespace, folder: Path) -> int:
+    """Generate with the artifact in `folder` and print what came out."""
+    from plancc.runtime.artifact import load_artifact
+    from plancc.runtime.prompts import Codec
+
+    artifact = load_artifact(folder)
+    if "prefill" not in artifact.phases:
+        return complain("the model has no prefill and decode: use the Python API, Deployment.forward")
+    codec = Codec(artifact)
+    ids = codec.prompt(args.prompt, args.prompt_file, args.tokens).repeat(args.batch, 1)
+    problem = artifact.refuses(ids.shape[0], ids.shape[1], args.new_tokens)
+    if problem:
+        return complain(problem)
+    found = generate(args, artifact, ids)
+    facts: dict[str, Any] = {
+        "backend": args.backend, "ranks": artifact.world, "variant": found["variants"],
+        "prompt_tokens": ids.shape[1], "tokens": found["tokens"],
+        "text": [codec.text(row) for row in found["tokens"]],
+        "ttft_s": found["ttft_s"], "tpot_s": found["tpot_s"],
+        "tps": args.batch / found["tpot_s"] if found["tpot_s"] else None,
+        "weights": artifact.manifest["weights"]["kind"],
+    }  # fmt: skip
+    if args.check:
+        facts["matches_reference"] = matches(args, artifact, ids, found["tokens"])
+    show(args, facts)
+    return 1 if facts.get("matches_reference") is False else 0
+
+
+def generate(args: argparse.Namespace, artifact: Any, ids: Any) -> dict[str, Any]:
+    """Tokens and times from the chosen backend."""
+    if args.backend == "local":
+        from plancc.runtime.deploy import Deployment
+
+        return Deployment(artifact).generate(ids, args.new_tokens).json()
+    from plancc.runtime.deploy import describer
+    from plancc.runtime.launch import launch
+
+    payload = {
+        "folder": str(artifact.folder.resolve()), "ids": ids.tolist(), "new_tokens": args.new_tokens
+    }  # fmt: skip
+    found = launch(
+        artifact.world, "plancc.runtime.deploy:run_rank", payload, backend=args.backend,
+        time_limit=args.time_limit, describe=describer(artifact),
+    )  # fmt: skip
+    return found[0]
+
+
+def matches(args: argparse.Namespace, artifact: Any, ids: Any, tokens: list[list[int]]) -> bool:
+    """Whether one device, running the captured model, gives the same tokens."""
+    from plancc.verify.one_device import greedy_tokens
+
+    spec = args.model or artifact.manifest["model"]["spec"]
+    expected = greedy_tokens(artifact, spec, dict(args.model_args), ids, args.new_tokens)
+    return bool(expected == tokens)
+
+
+def show(args: argparse.Namespace, facts: dict[str, Any]) -> None:
+    """The text and the times, or JSON."""
+    if args.json:
+        print_json(facts)
+        return
+    for text in facts["text"]:
+        print(text)
+    tps = f", {facts['tps']:.1f} tokens/s" if facts["tps"] else ""
+    print(
+        f"-- {facts['ranks']} ranks ({facts['backend']}), first token after "
+        f"{facts['ttft_s']:.2f} s, then {facts['tpot_s'] * 1000:.0f} ms a token{tps}"
+    )
+    if facts["weights"] == "seed":
+        print("-- weights come from seed 0 (no --weights given): the text means nothing")
+    if "matches_reference" in facts:
+        same = "the same tokens as" if facts["matches_reference"] else "OTHER TOKENS THAN"
+        print(f"-- {same} one device")

@@ -1,0 +1,192 @@
+"""What a compiled plan means: who lives where, the variants, traffic per block, memory per rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from plancc.compiler import Compiled
+from plancc.ir.graph import BATCH, PAST, TOKENS
+from plancc.ir.program import Collective, Transfer
+from plancc.passes.base import Unit
+from plancc.passes.check_programs import LOCAL
+from plancc.passes.estimate_memory import (
+    gigabytes,
+    held_bytes,
+    largest_input,
+    layout_elements,
+    program_memory,
+)
+from plancc.passes.match_targets import Modules
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """One kind of move in one part of the model: how often in a step, bytes given by one rank each."""
+
+    where: str
+    kind: str
+    axes: str
+    count: int
+    bytes: int
+
+
+def explain(compiled: Compiled) -> dict[str, Any]:
+    """Everything that `plancc explain` shows, as plain data."""
+    return {
+        "plan": compiled.plan.name,
+        "ranks": compiled.world.size,
+        "meshes": [
+            {"name": g.name, "axes": dict(g.axes), "ranks": list(g.ranks)}
+            for g in compiled.world.grids.values()
+        ],
+        "variants": [
+            {"index": v.index, "guard": v.text, "phase": v.phase} for v in compiled.plan.variants
+        ],
+        "phases": [phase_facts(unit) for unit in compiled.units],
+        "notes": [*compiled.notes, *(n.text for n in compiled.named.notes)],
+    }
+
+
+def phase_facts(unit: Unit) -> dict[str, Any]:
+    """Who lives where, the traffic and the memory of one phase and variant."""
+    assert unit.programs is not None
+    largest = largest_input(unit.plan, unit.variant)
+    return {
+        "phase": unit.graph.phase,
+        "variant": unit.variant.index,
+        "input": {"batch": largest[0], "seq_len": largest[1]},
+        "lives": lives(unit),
+        "traffic": [
+            {"where": t.where, "kind": t.kind, "axes": t.axes, "count": t.count, "bytes": t.bytes}
+            for t in traffic(unit)
+        ],
+        "memory": [
+            {
+                "class": program.name, "ranks": len(program.ranks), "weights": m.weights,
+                "cache": m.cache, "activations": m.activations, "total": m.total,
+            }
+            for program in unit.programs.programs
+            for m in (program_memory(program, unit.programs, largest),)
+        ],
+    }  # fmt: skip
+
+
+def lives(unit: Unit) -> list[dict[str, Any]]:
+    """Modules grouped by stage and cuts, layers folded together."""
+    modules = Modules(unit.graph)
+    rows: dict[tuple[str, str], dict[str, None]] = {}
+    assert unit.named is not None
+    names = {leaf.id: a.name for a in reversed(unit.named.anchors) for leaf in a.leaves}
+    for node in unit.graph.nodes:
+        plan = unit.layouts.get(node.name)
+        if plan is None:
+            continue
+        jobs = sorted(
+            {
+                f"{names.get(leaf, 'dim')} over {'.'.join(p.axis for p in parts)}"
+                for leaf, (parts, _) in unit.places[node.name].cuts.items()
+                if uses(unit, node.name, leaf)
+            }
+        )
+        where = fold(node.path, modules)
+        rows.setdefault((str(plan.stage), ", ".join(jobs) or "whole"), {})[where] = None
+    return [
+        {"on": stage, "split": jobs, "modules": list(found)}
+        for (stage, jobs), found in rows.items()
+    ]
+
+
+def uses(unit: Unit, node: str, leaf: int) -> bool:
+    """Whether a node really has the leaf that its place would cut."""
+    from plancc.ir.layout import cuts
+
+    plan = unit.layouts[node]
+    return any(
+        found.id == leaf and found.parts
+        for layout in (*plan.operands, *plan.outs)
+        for dim in layout.dims
+        for found in cuts(dim)
+    )
+
+
+def fold(path: str, modules: Modules) -> str:
+    """A module path with its layer number as `*`."""
+    index = modules.layer_index(path)
+    if index is None:
+        return path or "(root)"
+    head = modules.layer_list
+    return f"{head}.*{path[len(head) + 1 + len(str(index)):]}"
+
+
+def traffic(unit: Unit) -> list[Traffic]:
+    """Moves by layer block and kind; the bytes are those one rank puts in, for the largest input."""
+    modules = Modules(unit.graph)
+    env = sizes(unit)
+    found: dict[tuple[str, str, str], list[int]] = {}
+    for _, step in unit.instructions:
+        if isinstance(step, Collective) and step.kind not in LOCAL and step.move is not None:
+            kind, axes = step.kind, "+".join(p.axis for p in step.parts)
+            count = layout_elements(step.move.before, env) * step.out.dtype.itemsize
+        elif isinstance(step, Transfer):
+            kind, axes = "transfer", f"{step.edge.source} -> {step.edge.target}"
+            count = held_bytes(step.out, env)
+        else:
+            continue
+        key = (fold(step.origin.path, modules), kind, axes)
+        found.setdefault(key, []).append(count)
+    return [Traffic(w, k, a, len(b), b[0]) for (w, k, a), b in found.items()]
+
+
+def sizes(unit: Unit) -> Mapping[Any, int]:
+    """Numbers for B, T and P at the largest declared input, per micro-batch."""
+    batch, seq = largest_input(unit.plan, unit.variant)
+    assert unit.programs is not None
+    micro = -(-batch // max(1, min(unit.programs.microbatches, batch)))
+    new = 1 if unit.graph.phase == "decode" else seq
+    return {BATCH: micro, TOKENS: new, PAST: seq - new}
+
+
+def explain_text(facts: Mapping[str, Any]) -> str:
+    """`explain` for people."""
+    lines = [f"{facts['plan']}: {facts['ranks']} ranks"]
+    for mesh in facts["meshes"]:
+        axes = ", ".join(f"{a} {n}" for a, n in mesh["axes"].items())
+        lines.append(f"  mesh {mesh['name']}[{axes}]  ranks {mesh['ranks'][0]}..{mesh['ranks'][-1]}")
+    if len(facts["variants"]) > 1:
+        lines.append("variants")
+        lines += [f"  {v['index']}  {v['guard']}" for v in facts["variants"]]
+    shown: dict[str, str] = {}
+    for phase in facts["phases"]:
+        body = "\n".join(phase_lines(phase))
+        title = f"{phase['phase']}, variant {phase['variant']}"
+        same = next((t for t, b in shown.items() if b == body), None)
+        lines.append(f"{title}: as {same}" if same else title)
+        if same is None:
+            shown[title] = body
+            lines.append(body)
+    lines += [f"note: {note}" for note in facts["notes"]]
+    return "\n".join(lines)
+
+
+def phase_lines(phase: Mapping[str, Any]) -> list[str]:
+    """The lines of one phase."""
+    lines = []
+    for row in phase["lives"]:
+        text = ", ".join(row["modules"][:5]) + (" ..." if len(row["modules"]) > 5 else "")
+        lines.append(f"  {row['on']:<18} {row['split']:<28} {text}")
+    given = phase["input"]
+    lines.append(f"  traffic of one step (batch {given['batch']}, seq_len {given['seq_len']})")
+    for row in phase["traffic"]:
+        lines.append(
+            f"    {row['count']:>4} x {row['kind']:<15} over {row['axes']:<12} "
+            f"{gigabytes(row['bytes']):>10} each  {row['where']}"
+        )
+    lines.append("  memory of the fullest rank")
+    for row in phase["memory"]:
+        lines.append(
+            f"    {row['class']:<18} {gigabytes(row['total']):>10}  = weights {gigabytes(row['weights'])}"
+            f" + kv cache {gigabytes(row['cache'])} + activations {gigabytes(row['activations'])}"
+        )
+    return lines

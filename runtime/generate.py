@@ -1,0 +1,53 @@
+"""Greedy generation on one rank: prefill, then one token at a time, all ranks in step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plancc.runtime.runner import Runner, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """New tokens [B, K], seconds to the first token and per further token, the variant of each step."""
+
+    tokens: Tensor
+    ttft_s: float
+    tpot_s: float
+    variants: tuple[int, ...]
+
+    def json(self) -> dict[str, object]:
+        """Plain data."""
+        return {
+            "tokens": self.tokens.tolist(), "ttft_s": self.ttft_s, "tpot_s": self.tpot_s,
+            "variants": list(self.variants),
+        }  # fmt: skip
+
+
+def generate(
+    runner: Runner, ids: Tensor, new_tokens: int, on_token: Callable[[Tensor], None] | None = None
+) -> Generated:
+    """Continue `ids` [B, T] by `new_tokens` greedy tokens. Every rank of the world calls this alike."""
+    state = Sequence()
+    tokens, variants = [], []
+    begin = first = time.perf_counter()
+    step, phase = ids, "prefill"
+    with torch.no_grad():
+        for index in range(new_tokens):
+            placed = runner.run(phase, {runner.input_name(phase): step}, state)
+            token = runner.everywhere(placed["next_token"])
+            variants.append(int(state.variant or 0))
+            tokens.append(token)
+            if on_token is not None:
+                on_token(token)
+            if index == 0:
+                first = time.perf_counter()
+            step, phase = token.unsqueeze(1), "decode"
+    end = time.perf_counter()
+    later = (end - first) / (new_tokens - 1) if new_tokens > 1 else 0.0
+    return Generated(torch.stack(tokens, 1), first - begin, later, tuple(variants))
