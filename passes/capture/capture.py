@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from plancc.ir.graph import Graph, Ref
+from plancc.ir.graph import BATCH, TOKENS, Graph, Ref
 from plancc.models import LoadedModel, ModelError
 from plancc.passes.capture.convert import convert, flat_outputs
 from plancc.passes.capture.attention import recognise_attention
@@ -44,7 +45,7 @@ def capture(
     names, tensors = state_names(model)
     with canonical(model):
         program = trace(symbolic(model) if frontend == "fx" else model, chosen)
-    sizes = Sizes()
+    sizes = Sizes(program.range_constraints, {BATCH: BATCH_EXAMPLE, TOKENS: TOKENS_EXAMPLE})
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in chosen:
             sizes.bind(node.meta["val"])
@@ -56,8 +57,19 @@ def capture(
     )
     nodes, params, outputs = simplify(nodes, traced.params, traced.inputs, outputs)
     modules = {path: type(part).__name__ for path, part in model.named_modules()}
-    graph = Graph(tuple(nodes), params, tuple(traced.inputs), outputs, modules)
-    return recognise_attention(graph)
+    inputs_seen = tuple(traced.inputs)
+    graph = Graph(tuple(nodes), params, inputs_seen, outputs, modules, limits=sizes.limits)
+    return name_logits(recognise_attention(graph), model)
+
+
+def name_logits(graph: Graph, model: nn.Module) -> Graph:
+    """Call a nameless output "logits" if it is as wide as an embedding of the model."""
+    widths = {part.num_embeddings for part in model.modules() if isinstance(part, nn.Embedding)}
+    values = {value.name: value for value in graph.values()}
+    only = values[graph.outputs["output"]] if list(graph.outputs) == ["output"] else None
+    if only is None or len(only.shape) != 3 or only.shape[-1] not in widths:
+        return graph
+    return replace(graph, outputs={"logits": only.name})
 
 
 def example_inputs(model: nn.Module) -> dict[str, Tensor]:

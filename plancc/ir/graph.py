@@ -92,6 +92,7 @@ class Graph:
     outputs: Mapping[str, str]  # output name ("logits") -> value name
     modules: Mapping[str, str] = field(default_factory=dict)  # every module path -> class name
     phase: str = "forward"
+    limits: Mapping[str, int] = field(default_factory=dict)  # largest value of a size symbol: "T"
 
     def values(self) -> Iterator[Value]:
         """Every value: inputs, parameters, then node outputs in order."""
