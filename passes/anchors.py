@@ -95,7 +95,6 @@ class _Anchors:
         self.order = {node.name: index for index, node in enumerate(graph.nodes)}
         self.attention: list[Node] = []
         self.unrecognised: list[str] = []
-        self.copies = {leaf for node in graph.nodes for leaf in self.copied(node)}
 
     def add(
         self, path: str, name: str, found: Iterable[Leaf], label: str | None = None
@@ -163,24 +162,27 @@ class _Anchors:
 
     def add_attention(self, node: Node) -> None:
         """heads, kv_heads, head_dim, v_dim, q_seq, kv_seq."""
-        q, k, v = (self.shapes[operand.value] for operand in self.bindings[node.name].operands[:3])
+        operands = self.bindings[node.name].operands[:3]
+        q, k, v = (self.shapes[operand.value] for operand in operands)
+        kv = (leaf for leaf in leaves(k[1]) if self.is_made(leaf, operands[1].value))
         self.attention.append(node)
         self.add(node.path, "heads", leaves(q[1]))
-        self.add(node.path, "kv_heads", (leaf for leaf in leaves(k[1]) if leaf not in self.copies))
+        self.add(node.path, "kv_heads", kv)
         self.add(node.path, "head_dim", leaves(q[3]))
         self.add(node.path, "v_dim", leaves(v[3]))
         self.add(node.path, "q_seq", leaves(q[2]), "q")
         self.add(node.path, "kv_seq", leaves(k[2]), "s")
 
-    def copied(self, node: Node) -> Iterator[Leaf]:
-        """Leaves that an `expand` or `repeat` makes by copying (the groups of key-value heads)."""
-        if node.target.split(".")[1] not in ("expand", "broadcast_to", "repeat_interleave"):
-            return
-        binding = self.bindings[node.name]
-        known = {label for dim in binding.operands[0].labels for label in dim}
-        for leaf, label in self.occurrences(binding.outs[0]):
-            if label not in known:
-                yield leaf
+    def is_made(self, leaf: Leaf, value: str) -> bool:
+        """Whether a weight or input brings the leaf into a value, not only copies of a size-1 dim."""
+        node = self.makers.get(value)
+        if node is None:
+            return True
+        for operand in self.bindings[node.name].operands:
+            has = any(mine == leaf for mine, _ in self.occurrences(operand))
+            if has and (node.target in PRODUCTS or self.is_made(leaf, operand.value)):
+                return True
+        return False
 
     def add_labelled(self, node: Node, name: str, label: str) -> None:
         """The leaves under one label of a node."""

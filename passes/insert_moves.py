@@ -203,12 +203,21 @@ class _Builder:
         produced = next(iter(self.held[(value, home)]))
         source = self.fetch(value, home, Layout(produced.dims), origin)
         target = Layout(layout.dims)
+        if self.same_ranks(home, stage) and source.layout.whole and target.whole:
+            alias = Held(source.name, value, target, source.dtype, stage)
+            self.held.setdefault((value, stage), {})[target] = alias
+            return
         edge = Edge(
             self.edges, home, stage, value, source.layout, target, self.values[value].dtype
         )
         self.edges += 1
         held = self.hold(value, stage, target, f"{value}_in")
         self.instructions.append(((home, stage), Transfer(source.name, held, edge, origin)))
+
+    def same_ranks(self, a: Stage, b: Stage) -> bool:
+        """Whether two stages are the same ranks under other mesh names."""
+        grids = self.unit.world.grids
+        return grids[a.mesh].members(dict(a.coords)) == grids[b.mesh].members(dict(b.coords))
 
     def output(self, value: str) -> tuple[str, Stage]:
         """An output stays as it is produced; only a pending sum is reduced."""

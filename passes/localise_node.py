@@ -40,12 +40,15 @@ def localise_node(
     def is_cut(operand: Operand, dim: int) -> bool:
         return any(leaf.parts for leaf in cuts(layouts[id(operand)].dims[dim]))
 
+    def is_sized(operand: Operand, dim: int) -> bool:
+        return any(leaf.parts or isinstance(leaf.size, int) for leaf in cuts(layouts[id(operand)].dims[dim]))
+
     renamed = replace(
         node,
         args=_rename(node.args, ("args",), local),
         kwargs={k: _rename(v, ("kwargs", k), local) for k, v in node.kwargs.items()},
     )
-    return localise_args(renamed, binding, shapes, size_of, start_of, is_cut)
+    return localise_args(renamed, binding, shapes, size_of, start_of, is_cut, is_sized)
 
 
 def _rename(

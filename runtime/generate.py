@@ -41,7 +41,7 @@ def generate(
         for index in range(new_tokens):
             placed = runner.run(phase, {runner.input_name(phase): step}, state)
             token = runner.everywhere(placed["next_token"])
-            variants.append(int(state.variant or 0))
+            variants.append(int(state.row["variant"]) if state.row else 0)
             tokens.append(token)
             if on_token is not None:
                 on_token(token)

@@ -34,6 +34,11 @@ class KVCache:
         self.slots[slot] = (k, v)
         self._room.pop(slot, None)
 
+    def drop(self, slot: int) -> None:
+        """Forget what slot holds (after it moved to other ranks)."""
+        self.slots.pop(slot, None)
+        self._room.pop(slot, None)
+
 
 def _grown(x: Tensor, room: int) -> Tensor:
     out = torch.empty((*x.shape[:2], room, *x.shape[3:]), dtype=x.dtype, device=x.device)

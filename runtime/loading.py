@@ -10,7 +10,8 @@ from torch import Tensor
 
 from plancc.runtime.artifact import Artifact
 from plancc.runtime.comm import cut
-from plancc.runtime.view import View
+from plancc.runtime.sizes import build_dim
+from plancc.runtime.view import View, dtype_named
 
 
 def load_weights(
@@ -26,8 +27,6 @@ def load_weights(
     `source.read(fqn, ranges)` gives slices of parameters; `shared` keeps slices that several programs
     of one rank have in common. Floating tensors become `dtype` where one is given.
     """
-    from plancc.runtime.runner import build_dim
-
     out = {}
     for row in rows:
         dims = [build_dim(view, tree, {}) for tree in row["dims"]]
@@ -78,7 +77,6 @@ class Loaded:
 
 def open_weights(artifact: Artifact) -> Any:
     """The weight source that an artifact names: checkpoint files, its own file, or a seed."""
-    from plancc.runtime.runner import DTYPES
     from plancc.runtime.weights import SafetensorsWeights, SeededWeights
 
     spec = artifact.manifest["weights"]
@@ -87,7 +85,7 @@ def open_weights(artifact: Artifact) -> Any:
     if spec["kind"] == "stored":
         return SafetensorsWeights([str(artifact.folder / "weights.safetensors")])
     table = {
-        row["fqns"][0]: (tuple(row["shape"]), DTYPES[row["dtype"]], row["kind"])
+        row["fqns"][0]: (tuple(row["shape"]), dtype_named(row["dtype"]), row["kind"])
         for row in artifact.manifest["params"].values()
         if row["kind"] == "param"
     }

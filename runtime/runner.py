@@ -14,14 +14,11 @@ from plancc.runtime.comm import Comm
 from plancc.runtime.dims import Dim
 from plancc.runtime.kv import KVCache
 from plancc.runtime.loading import load_weights
-from plancc.runtime.sizes import size_value
+from plancc.runtime.migrate import move_caches
+from plancc.runtime.sizes import build_dim
 from plancc.runtime.transport import Transport
 from plancc.runtime.view import Members, View
 
-DTYPES = {
-    "f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16,
-    "i64": torch.int64, "i32": torch.int32, "bool": torch.bool,
-}  # fmt: skip
 OUTSIDE = 1_000_000
 """Instruction numbers from here on belong to the runner (gathering outputs, moving caches)."""
 
@@ -31,7 +28,7 @@ class Sequence:
     """The state of one batch of sequences: how many positions are cached, and the cache per micro-batch."""
 
     past: int = 0
-    variant: int | None = None
+    row: Mapping[str, Any] | None = None
     caches: list[KVCache] = field(default_factory=list)
 
 
@@ -64,6 +61,7 @@ class Runner:
         self.dtype = dtype
         self._ready: dict[str, tuple[View, Comm, dict[str, Tensor]]] = {}
         self._shared: dict[str, Tensor] = {}
+        self.moved = 0
 
     def run(
         self,
@@ -84,6 +82,10 @@ class Runner:
         view, comm, weights = self.ready(program)
         step = probe(program["file"]) if probe else self.artifact.step(program["file"])
         bounds = split_batch(batch, row["microbatches"])
+        if sequence.row is not None and sequence.row["variant"] != row["variant"]:
+            self.moved += move_caches(
+                view, comm, sequence.row, row, sequence.caches, bounds, sequence.past, OUTSIDE - 1
+            )
         while len(sequence.caches) < len(bounds):
             sequence.caches.append(KVCache())
         found: dict[str, list[Tensor | None]] = {}
@@ -94,7 +96,7 @@ class Runner:
                 found.setdefault(name, []).append(value)
         sizes = {"T": tokens, "P": sequence.past}
         sequence.past += tokens
-        sequence.variant = row["variant"]
+        sequence.row = row
         return self.collect(row, found, tuple(bounds), sizes)
 
     def input_name(self, phase: str) -> str:
@@ -144,24 +146,11 @@ class Runner:
             wants = [Dim.leaf(d.total, (), lambda part: None) for d in has]
             at = OUTSIDE + index
             if piece is None:
-                dtype = self.dtype_of(output.row["dtype"])
+                dtype = view.dtype_of(output.row["dtype"])
                 pieces.append(comm.recv(dtype, source, has, world, wants, at))
             else:
                 pieces.append(comm.transfer(piece, source, has, world, wants, at))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-    def dtype_of(self, text: str) -> torch.dtype:
-        """The dtype written as text; floats follow the runner's own dtype if it has one."""
-        dtype = DTYPES[text]
-        return self.dtype if self.dtype is not None and dtype.is_floating_point else dtype
-
-
-def build_dim(view: View, tree: list, env: Mapping[str, int]) -> Dim:
-    """A Dim from its JSON tree, with sizes under `env`."""
-    if tree[0] == "leaf":
-        _, name, size, parts = tree
-        return view.dim(name, size_value(size, env), tuple(parts))
-    return Dim.join(tree[0], tuple(build_dim(view, kid, env) for kid in tree[1:]))
 
 
 def split_batch(batch: int, count: int) -> list[tuple[int, int]]:

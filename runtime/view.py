@@ -15,6 +15,17 @@ from plancc.ir.mesh import Grid
 from plancc.runtime.dims import Coord, Dim
 
 
+DTYPES = {
+    "f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16,
+    "i64": torch.int64, "i32": torch.int32, "bool": torch.bool,
+}  # fmt: skip
+
+
+def dtype_named(text: str) -> torch.dtype:
+    """The dtype that a manifest writes as text."""
+    return DTYPES[text]
+
+
 @dataclass(frozen=True, slots=True)
 class Members:
     """The ranks of one stage, row-major, and the name shown for it."""
@@ -64,9 +75,26 @@ class View:
         self.batch = self.tokens = 1
         self.past = 0
         self.one = Dim.join("mul", ())
+        self.dtype = dtype
+        self._others: dict[str, View] = {}
         self._parts: dict[str, Part] = {}
         self._peers: dict[tuple[Part, ...], Peers] = {}
         self._members: dict[Any, Members] = {}
+
+    def on(self, mesh: str) -> View:
+        """This rank's view with `mesh` as the one whose axes need no prefix."""
+        if mesh == self.main:
+            return self
+        if mesh not in self._others:
+            self._others[mesh] = View(
+                self.rank, self.grids, mesh, device=self.device, sizes=self.sizes, dtype=self.dtype
+            )
+        return self._others[mesh]
+
+    def dtype_of(self, text: str) -> torch.dtype:
+        """The dtype that a manifest writes as text ("f32", "i64"), as this view has it."""
+        dtype = dtype_named(text)
+        return self.dtype if self.dtype is not None and dtype.is_floating_point else dtype
 
     def part(self, text: str) -> Part:
         """Read a part: "tp", "moe.ep", "tp/2%4" (a factor of the axis), "sp:block"."""

@@ -36,13 +36,15 @@ def localise_args(
     size_of: SizeOf,
     start_of: SizeOf,
     is_cut: Cut = lambda operand, dim: True,
+    is_sized: Cut | None = None,
 ) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     """The target, arguments and keywords of a node on one rank; operands stay Refs by global name.
 
     `start_of` gives the first global index of the rank's part of a dim; `is_cut` says whether a dim
-    of an operand is cut at all (shard kernels are used only where it is).
+    of an operand is cut at all (shard kernels are used only where it is), `is_sized` whether its sizes are
+    to be written through `size_of` even so.
     """
-    work = _Local(node, binding, shapes, size_of, start_of, is_cut)
+    work = _Local(node, binding, shapes, size_of, start_of, is_cut, is_sized or is_cut)
     for rule in binding.rules:
         name, _, argument = rule.partition(":")
         if name in _RULES:
@@ -62,6 +64,7 @@ class _Local:
     size_of: SizeOf
     start_of: SizeOf
     is_cut: Cut
+    is_sized: Cut
 
     def __post_init__(self) -> None:
         self.target = self.node.target
@@ -95,7 +98,7 @@ class _Local:
             self.kwargs[name] = value
 
     def any_cut(self, operand: Operand) -> bool:
-        return any(self.is_cut(operand, dim) for dim in range(len(operand.labels)))
+        return any(self.is_sized(operand, dim) for dim in range(len(operand.labels)))
 
     def out_shape(self) -> tuple[Any, ...]:
         out = self.binding.outs[0]
@@ -159,7 +162,7 @@ def _slice(work: _Local, argument: str) -> None:
     """`slice:DIM` or, where an index stands for a slice, `slice:DIM,START`."""
     where, _, given = argument.partition(",")
     dim, operand = int(where), work.binding.operands[0]
-    if not work.is_cut(operand, dim):
+    if not work.is_sized(operand, dim):
         return
     step = 1 if given else work.argument("step") or 1
     if step != 1:
@@ -175,7 +178,7 @@ def _slice(work: _Local, argument: str) -> None:
 
 def _select(work: _Local, argument: str) -> None:
     dim, operand = int(argument), work.binding.operands[0]
-    if work.is_cut(operand, dim):
+    if work.is_sized(operand, dim):
         size = tree_size(work.shapes[operand.value][dim])
         low, _, _ = bounds(size, work.argument("index"), 1)
         work.become(SELECT, work.args[0], dim, work.boundary(operand, dim, low))
@@ -183,14 +186,14 @@ def _select(work: _Local, argument: str) -> None:
 
 def _split(work: _Local, argument: str) -> None:
     dim, operand = int(argument), work.binding.operands[0]
-    if work.is_cut(operand, dim):
+    if work.is_sized(operand, dim):
         sizes = tuple(work.size(out, dim) for out in work.binding.outs)
         work.become(SPLIT, work.args[0], sizes, dim)
 
 
 def _slice_scatter(work: _Local, argument: str) -> None:
     dim, (base, source) = int(argument), work.binding.operands
-    if work.is_cut(base, dim):
+    if work.is_sized(base, dim):
         size = tree_size(work.shapes[base.value][dim])
         length = tree_size(work.shapes[source.value][dim])
         low, length, _ = bounds(size, work.argument("start"), length)
@@ -228,6 +231,13 @@ def _mean(work: _Local, argument: str) -> None:
     work.become(MEAN, work.args[0], dims, keep, count)
 
 
+def _norm(work: _Local, argument: str) -> None:
+    """The shape of the last dims, which are whole."""
+    out, count = work.binding.outs[0], int(argument)
+    first = len(out.labels) - count
+    work.put("normalized_shape", tuple(work.size(out, first + i) for i in range(count)))
+
+
 def _groups(work: _Local, argument: str) -> None:
     work.put("groups", work.labelled(work.binding.operands[0], 1, argument))
 
@@ -259,6 +269,7 @@ def _q_start(work: _Local, argument: str) -> None:
 _RULES: Mapping[str, Callable[[_Local, str], None]] = {
     "shape": _shape, "reshape": _reshape, "slice": _slice, "select": _select, "split": _split,
     "squeeze": _squeeze, "slice_scatter": _slice_scatter, "repeat": _repeat, "mean": _mean, "groups": _groups,
+    "norm": _norm,
     "index_base": _index_base, "q_start": _q_start,
 }
 _NO_ADAPTION = frozenset({"factory", "linear"})

@@ -82,7 +82,7 @@ def normalised(call: Call) -> Form:
     left = " ".join(whole(labels, range(rank - count, rank)))
     outs = [" ".join(labels)]
     outs += [" ".join([*labels[: rank - count], *["1"] * count])] * (len(call.node.outs) - 1)
-    return Form(f"{left}, [{last}], [{last}] -> {', '.join(outs)}")
+    return Form(f"{left}, [{last}], [{last}] -> {', '.join(outs)}", rules=(f"norm:{count}",))
 
 
 def group_norm(call: Call) -> Form:
@@ -100,6 +100,13 @@ def batch_norm(call: Call) -> Form:
     text = " ".join(labels)
     channel = f", [{labels[1].lstrip('!')}]" * 4
     return Form(f"{text}{channel} -> {text}")
+
+
+def prelu(call: Call) -> Form:
+    """`prelu`: one slope for all, or one a channel (dim 1)."""
+    labels = names(len(call.out))
+    slopes = labels[1] if len(labels) > 1 else "_"
+    return Form(f"{' '.join(labels)}, {slopes} -> {' '.join(labels)}")
 
 
 def matmul(call: Call) -> Form:

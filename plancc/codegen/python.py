@@ -6,6 +6,7 @@ Deterministic: the same program gives the same bytes. It calls torch, plancc.ops
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 import sympy
@@ -107,7 +108,7 @@ class _Emitter:
         if origin == self.origin:
             return
         self.origin = origin
-        where = ", ".join(x for x in (origin.line, f"plan {origin.span}" if origin.span else "") if x)
+        where = ", ".join(x for x in (origin.line, plan_line(origin) if origin.span else "") if x)
         path = origin.path or "(root)"
         self.line(f"# -- {path}" + (f"   ({where})" if where else ""))
 
@@ -239,6 +240,12 @@ class _Emitter:
         pending = "+".join(self.axis_word(p) for p in held.layout.partial)
         tail = f"  partial over {pending}" if pending else ""
         return f"{SHORT.get(held.dtype, str(held.dtype).removeprefix('torch.'))}[{shape}]{tail}"
+
+
+def plan_line(origin: Origin) -> str:
+    """`plan fa_pool.plan:28`: the file's name without its folder, so that programs do not depend on it."""
+    assert origin.span is not None
+    return f"plan {PurePath(origin.span.source.name).name}:{origin.span.line}"
 
 
 def part_text(part: Part, mesh: str) -> str:

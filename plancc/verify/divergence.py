@@ -12,7 +12,7 @@ from plancc.ir.graph import TOKENS, Value
 from plancc.ir.program import Held, Origin, RankProgram, produced
 from plancc.passes.base import Unit
 from plancc.runtime.comm import cut
-from plancc.runtime.runner import build_dim
+from plancc.runtime.sizes import build_dim
 from plancc.runtime.view import View
 
 

@@ -12,20 +12,29 @@ from torch import Tensor
 
 from plancc.ir.graph import Graph, Node, Param, Size, Value
 from plancc.ir.layout import CutLeaf, LocalTree, cuts
-from plancc.ir.program import Compute, LocalDim, ProgramSet, produced
-from plancc.ir.shape import Leaf, NamedGraph, Prod, Tree
+from plancc.ir.program import Compute, LocalDim, produced
+from plancc.ir.shape import Leaf, NamedGraph, Prod, Tree, leaves
+from plancc.passes.base import Unit
 from plancc.passes.name_leaves import name_leaves
 from plancc.passes.rows.localise import localise_args
 
 SMALL = 16
 """Dims up to this size stay as they are (heads, experts, top-k ...)."""
+TABLE = 64
+"""Tables that are indexed keep at least this many rows."""
+INDEXING = frozenset(
+    "embedding slice select index index_select gather narrow slice_scatter".split()
+)
 
 
-def shrunk_sizes(sets: Sequence[ProgramSet], small: int = SMALL) -> dict[str, int]:
+def shrunk_sizes(units: Sequence[Unit], small: int = SMALL) -> dict[str, int]:
     """Leaf name -> smaller size: even dims stay even over the parts that cut them, uneven ones uneven."""
     found: dict[str, tuple[int, int]] = {}
-    for programs in sets:
-        for program in programs.programs:
+    indexed: set[str] = set()
+    for unit in units:
+        assert unit.programs is not None and unit.named is not None
+        indexed |= indexed_names(unit.named)
+        for program in unit.programs.programs:
             for leaf in program_leaves(program):
                 if isinstance(leaf.size, int):
                     name = program.leaf_names[leaf.id]
@@ -34,8 +43,22 @@ def shrunk_sizes(sets: Sequence[ProgramSet], small: int = SMALL) -> dict[str, in
     out = {}
     for name, (size, parts) in found.items():
         goal = smaller(size, parts)
+        if name in indexed:
+            goal *= -(-TABLE // goal)
         if size > small and goal < size:
             out[name] = goal
+    return out
+
+
+def indexed_names(named: NamedGraph) -> set[str]:
+    """Leaves that positions or token ids index (tables, slices up to T): they must stay long enough."""
+    names = name_leaves(named)
+    out = set()
+    for node in named.graph.nodes:
+        if node.target.split(".")[1] in INDEXING:
+            first = named.bindings[node.name].operands[0]
+            for tree in named.shapes[first.value]:
+                out.update(names[leaf.id] for leaf in leaves(tree))
     return out
 
 

@@ -1,0 +1,72 @@
+"""Move the KV cache to its owners under another variant: once, when a guard switches the program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from plancc.runtime.comm import Comm
+from plancc.runtime.kv import KVCache
+from plancc.runtime.sizes import build_dim
+from plancc.runtime.view import View
+
+
+def cache_rows(program: Mapping[str, Any]) -> dict[str, Any]:
+    """slot -> [key row, value row] over all classes of one variant."""
+    rows: dict[str, Any] = {}
+    for cls in program["classes"]:
+        rows.update(cls["caches"])
+    return rows
+
+
+def move_caches(
+    view: View,
+    comm: Comm,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    caches: Sequence[KVCache],
+    batches: Sequence[tuple[int, int]],
+    past: int,
+    at: int,
+) -> int:
+    """Redistribute every slot whose layout differs between two variants; returns how many moved."""
+    before, after = cache_rows(old), cache_rows(new)
+    moved = 0
+    for slot, rows in before.items():
+        if rows == after.get(slot):
+            continue
+        moved += 1
+        for cache, (lo, hi) in zip(caches, batches, strict=True):
+            env = {"B": hi - lo, "T": 0, "P": past}
+            pair = []
+            for part, (row, want) in enumerate(zip(rows, after[slot], strict=True)):
+                held = cache.slots.get(int(slot))
+                piece = None if held is None else held[part]
+                pair.append(move_one(view, comm, row, want, piece, env, at))
+            if pair[0] is not None and pair[1] is not None:
+                cache.put(int(slot), pair[0], pair[1])
+            else:
+                cache.drop(int(slot))
+    return moved
+
+
+def move_one(
+    view: View, comm: Comm, row: Mapping[str, Any], want: Mapping[str, Any],
+    piece: torch.Tensor | None, env: Mapping[str, int], at: int,
+) -> torch.Tensor | None:  # fmt: skip
+    """One tensor from the layout of `row` to that of `want`; None on ranks that hold none of it."""
+    source = view.stage(row["stage"]["mesh"], **row["stage"]["coords"])
+    target = view.stage(want["stage"]["mesh"], **want["stage"]["coords"])
+    has = [build_dim(view.on(source.mesh), tree, env) for tree in row["dims"]]
+    wants = [build_dim(view.on(target.mesh), tree, env) for tree in want["dims"]]
+    gives, takes = view.rank in source.ranks, view.rank in target.ranks
+    if gives and takes:
+        assert piece is not None
+        return comm.transfer(piece, source, has, target, wants, at)
+    if gives:
+        assert piece is not None
+        comm.send(piece, source, has, target, wants, at)
+        return None
+    return comm.recv(view.dtype_of(row["dtype"]), source, has, target, wants, at) if takes else None
