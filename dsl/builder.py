@@ -72,8 +72,6 @@ class _Builder:
             return Span(self.source, 1, 1, 1, 2)
         return Span(self.source, meta.line, meta.column, meta.end_line, meta.end_column)
 
-    # ---- statements
-
     def build_import(self, node: Any) -> t.Import:
         path, alias = node.children
         return t.Import(self.text(path), self.word(alias) if alias else None, self.span(node))
@@ -145,8 +143,6 @@ class _Builder:
             terms = tuple(self.term(child) for child in index.children if child is not None)
         return t.DeviceSlice(self.word(kind), terms, self.span(node))
 
-    # ---- place
-
     def build_place(self, node: Any) -> t.PlaceLine:
         targets, mesh, rules = node.children
         name, coords = None, ()
@@ -180,16 +176,12 @@ class _Builder:
     def build_share(self, node: Any) -> t.Rule:
         names, mesh, options = node.children
         source = self.word(mesh)
-        return t.Rule(
-            "share", self.words(names), source, (), self.all(options), self.span(node)
-        )
+        return t.Rule("share", self.words(names), source, (), self.all(options), self.span(node))
 
     def rule(self, verb: str, node: Any, names: Any, over: Any, options: Any) -> t.Rule:
         return t.Rule(
             verb, self.words(names), None, self.words(over), self.all(options), self.span(node)
         )
-
-    # ---- when, comm, pipeline, templates
 
     def build_when(self, node: Any) -> t.WhenBlock:
         guard, body = node.children
@@ -234,8 +226,6 @@ class _Builder:
         name, value, guard = node.children
         when = self.term(guard) if guard is not None else None
         return t.Attr(self.word(name), self.term(value), when, self.span(node))
-
-    # ---- expressions
 
     def terms(self, nodes: Any) -> tuple[t.Term, ...]:
         return tuple(self.term(node) for node in nodes if node is not None)

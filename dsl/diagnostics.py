@@ -107,9 +107,7 @@ class Report:
             raise Bug(f"diagnostic code {code} is not registered in dsl/codes.py")
         second = tuple(Label(where, text) for where, text in labels)
         all_notes = _lines(notes) + tuple(reversed(self._context))
-        found = Diagnostic(
-            code, level, message, span, label, second, all_notes, _lines(help), fix
-        )
+        found = Diagnostic(code, level, message, span, label, second, all_notes, _lines(help), fix)
         self._found.setdefault(found)
 
 

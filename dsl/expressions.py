@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from plancc.dsl import values as v
@@ -24,8 +25,8 @@ def evaluate(term: Term, env: Env) -> Any:
 def whole_number(term: Term, env: Env, what: str, minimum: int = 0) -> int | Poison:
     """An integer known now, at least `minimum`; P110 otherwise."""
     value = evaluate(term, env)
-    if value is POISON:
-        return POISON
+    if isinstance(value, Poison):
+        return value
     if v.kind_of(value) != "int" or value < minimum:
         env.world.report.error(
             "P110", f"{what} must be a whole number of at least {minimum}", term.span,
@@ -100,7 +101,7 @@ def _fold(term: Term, env: Env) -> Any:
     raise v.ExprError("a named argument cannot stand here", "P110")
 
 
-_LITERALS = {
+_LITERALS: dict[str, Callable[[str], Any]] = {
     "int": v.read_int,
     "float": lambda text: v.whole(v.read_float(text)),
     "quantity": v.read_quantity,
@@ -179,9 +180,7 @@ def value_of(entry: Entry, env: Env) -> Any:
     if entry.value is not UNSET:
         return entry.value
     if entry.busy:
-        env.world.report.error(
-            "P111", f"`{entry.name.text}` is defined by itself", entry.name.span
-        )
+        env.world.report.error("P111", f"`{entry.name.text}` is defined by itself", entry.name.span)
         entry.value = POISON
         return POISON
     entry.busy = True

@@ -18,6 +18,7 @@ from lark.lexer import PatternRE, PatternStr, TerminalDef
 
 GRAMMAR = Path(__file__).with_name("plan.lark")
 TABLE = Path(__file__).with_name("plan.table.json")
+_SHIFT = 0  # how lark writes a shift; 1 is a reduction, whose argument is a rule
 
 
 @lru_cache(maxsize=1)
@@ -51,9 +52,40 @@ def table_text() -> str:
     """The content plan.table.json must have."""
     data, memo = build().memo_serialize([TerminalDef, Rule])
     data["options"]["edit_terminals"] = None
+    data["parser"]["parser"] = _renumbered(data["parser"]["parser"])
     head = {"lark": lark.__version__, "grammar": grammar_hash()}
     table = {**head, "data": data, "memo": memo}
     return json.dumps(table, separators=(",", ":"), default=sorted) + "\n"
+
+
+def _renumbered(table: dict[str, Any]) -> dict[str, Any]:
+    """The same LALR table with tokens and states numbered by name: lark's numbers vary by run."""
+    names = sorted(table["tokens"].values())
+    number = {name: place for place, name in enumerate(names)}
+    rows = {
+        state: sorted((number[table["tokens"][token]], action) for token, action in row.items())
+        for state, row in table["states"].items()
+    }
+    order: dict[int, int] = {}
+    waiting = list(table["start_states"].values())
+    while waiting:
+        state = waiting.pop()
+        if state in order:
+            continue
+        order[state] = len(order)
+        waiting += [arg for _, (action, arg) in reversed(rows[state]) if action == _SHIFT]
+    states = {
+        place: {
+            token: (action, order[arg] if action == _SHIFT else arg)
+            for token, (action, arg) in rows[state]
+        }
+        for state, place in order.items()
+    }
+    ends = {
+        kind: {name: order[state] for name, state in table[kind].items()}
+        for kind in ("start_states", "end_states")
+    }
+    return {**table, "tokens": dict(enumerate(names)), "states": states, **ends}
 
 
 def grammar_hash() -> str:

@@ -15,7 +15,7 @@ from plancc.dsl.tree import DeviceSlice, MeshBlock
 from plancc.dsl.vocabulary import COUNT, Kind
 
 LOCAL = "local"  # the device kind of plans without a cluster: as many devices as asked for
-MAX_DEVICES = 1_000_000
+MAX_DEVICES = 2**17
 
 
 def resolve_cluster(world: World) -> Cluster | None:
@@ -52,6 +52,9 @@ def mesh_entry(entry: Entry, env: Env) -> Mesh | Poison:
     sizes = {name: Kind("a pool size", ("int",), minimum=0) for name in ranged}
     settings = read_settings(node.attrs, node.keyword, env, sizes)
     wanted = math.prod(axis.size for axis in axes)
+    if wanted > MAX_DEVICES:
+        env.world.report.error("P110", f"{wanted} devices are too many", node.axes_span)
+        return POISON
     devices = _devices(node, wanted, env)
     if isinstance(devices, Poison) or len(axes) != len(node.axes):
         return POISON
@@ -150,9 +153,7 @@ def _indices(
     return range(first + lo, first + hi, step)
 
 
-def _check_size(
-    node: MeshBlock, axes: tuple[Axis, ...], wanted: int, given: int, env: Env
-) -> bool:
+def _check_size(node: MeshBlock, axes: tuple[Axis, ...], wanted: int, given: int, env: Env) -> bool:
     if wanted == given:
         return True
     product = " x ".join(f"{axis.name} {axis.size}" for axis in axes)
@@ -174,8 +175,9 @@ def _check_ranged(node: MeshBlock, ranged: bool, env: Env) -> bool:
 
 
 def _check_twice(node: MeshBlock, devices: tuple[int, ...], env: Env) -> None:
-    if len(set(devices)) < len(devices):
-        twice = next(d for i, d in enumerate(devices) if d in devices[:i])
+    seen: set[int] = set()
+    twice = next((d for d in devices if d in seen or seen.add(d)), None)  # type: ignore[func-returns-value]
+    if twice is not None:
         env.world.report.error(
             "P205", f"{node.keyword} `{node.name.text}` names a device twice", node.devices_span,
             label=f"device {twice} of the cluster",
@@ -266,6 +268,5 @@ def axis_values(mesh: Mesh | None) -> dict[str, Any]:
     if mesh is None:
         return {}
     return {
-        axis.name: v.Dynamic(("ref", axis.name)) if axis.steps else axis.size
-        for axis in mesh.axes
+        axis.name: v.Dynamic(("ref", axis.name)) if axis.steps else axis.size for axis in mesh.axes
     }

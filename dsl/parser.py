@@ -134,7 +134,7 @@ def _report_unexpected(
     else:
         assert isinstance(error, lark.exceptions.UnexpectedCharacters)
         accepts = set(error.allowed or ())
-        found = _WORD.match(text, error.pos_in_stream)
+        found = _WORD.match(text, error.pos_in_stream or 0)
         word = found.group() if found else ""
         end = error.column + max(len(word), 1)
         span = Span(source, error.line, error.column, error.line, end)

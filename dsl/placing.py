@@ -212,6 +212,8 @@ def _axes(rule: t.Rule, meshes: list[Mesh], env: Env) -> list[t.Word]:
     """The axes of a rule that exist on some mesh its targets may be on."""
     candidates = meshes or list(env.world.meshes.values())
     axes = [t.Word(env.rename(word.text)[0], word.span) for word in rule.over]
+    if env.world.broken:
+        return axes
     good = []
     for axis in axes:
         if any(axis.text == found.name for mesh in candidates for found in mesh.axes):
@@ -258,9 +260,7 @@ def _known_tensor(name: t.Word, env: Env) -> None:
         report_unknown(env, "tensor", name.text, name.span, others=TENSOR_CLASSES)
 
 
-def _check_jobs(
-    rules: Rules, coords: Mapping[str, int], node: t.PlaceLine, walk: Walk
-) -> None:
+def _check_jobs(rules: Rules, coords: Mapping[str, int], node: t.PlaceLine, walk: Walk) -> None:
     """P304: within one line, an axis has one job for each class (for each state dim)."""
     first: dict[tuple[str, str], tuple[str, Any]] = {}
     for job in rules:

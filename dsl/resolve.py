@@ -70,7 +70,11 @@ def _resolve(source: Source, world: World) -> ResolvedPlan | None:
     world.cluster = resolve_cluster(world)
     walk = Walk(world)
     for entry in root.entries.values():
-        if entry.kind in ("mesh", "pool") and value_of(entry, env) is not POISON:
+        if entry.kind not in ("mesh", "pool"):
+            continue
+        if value_of(entry, env) is POISON:
+            world.broken = True
+        else:
             world.meshes[entry.name.text] = entry.value
             note_guards(walk, entry.node.attrs, entry.value.settings, None)
     for scope in world.scopes:
@@ -128,6 +132,7 @@ def _statements(statements: Iterable[t.Statement], context: Context, walk: Walk)
             place = resolve_place(node, context, walk)
             if place is not None:
                 walk.places.append(place)
+            walk.world.broken |= place is None
         elif isinstance(node, t.CommLine):
             comm = resolve_comm(node, context, walk)
             if comm is not None:

@@ -68,6 +68,7 @@ class World:
     sets_used: set[str] = field(default_factory=set)
     files: dict[str, str] = field(default_factory=dict)
     scopes: list[FileScope] = field(default_factory=list)
+    broken: bool = False  # a mesh or place failed: who lives where is not fully known
 
 
 @dataclass(frozen=True, slots=True)

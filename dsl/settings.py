@@ -149,7 +149,7 @@ def _checked(term: Term, value: Any, kind: Kind, name: str, env: Env) -> Any:
 
 def _param_word(term: Term, kind: Kind, env: Env) -> str | None:
     """A word given by a text parameter (`dtype = wire`)."""
-    if term.kind != "ref" or (entry := lookup(env, term.text)) is None:
+    if term.kind != "ref" or lookup(env, term.text) is None:
         return None
     value = evaluate(term, env)
     return value if isinstance(value, str) and value in kind.words else None

@@ -52,9 +52,7 @@ def _fact(name: str, env: Env) -> tuple[int, Span] | None:
     return (value, entry.node.span) if entry is not None and isinstance(value, int) else None
 
 
-def _check_even(
-    job: Job, dim: str, parts: int, targets: Iterable[Target], env: Env
-) -> None:
+def _check_even(job: Job, dim: str, parts: int, targets: Iterable[Target], env: Env) -> None:
     if dim not in SIZED_DIMS or "block" in job.options:
         return
     name = dim

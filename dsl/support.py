@@ -87,9 +87,7 @@ def _rule_features(rule: Job | Combine | Share | Setting) -> Iterator[tuple[str,
         yield "rule", "combine" if isinstance(rule, Combine) else "share", rule.span
 
 
-def _setting_features(
-    place: str, settings: Iterable[Setting]
-) -> Iterator[tuple[str, str, Span]]:
+def _setting_features(place: str, settings: Iterable[Setting]) -> Iterator[tuple[str, str, Span]]:
     plain = {("virtual", 1), ("recompute", False)}
     for setting in settings:
         if (setting.name, setting.value) not in plain:

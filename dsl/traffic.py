@@ -32,14 +32,10 @@ def resolve_comm(node: t.CommLine, context: Context, walk: Walk) -> Comm | None:
         return None
     mesh, axis = found
     names = tuple(name.text for name in node.names)
-    return Comm(
-        node.kind, None, None, names, mesh.name, axis, settings, context.guard, node.span
-    )
+    return Comm(node.kind, None, None, names, mesh.name, axis, settings, context.guard, node.span)
 
 
-def _warn_lossy(
-    node: t.CommLine, settings: tuple[Setting, ...], env: Env, walk: Walk
-) -> None:
+def _warn_lossy(node: t.CommLine, settings: tuple[Setting, ...], env: Env, walk: Walk) -> None:
     """P505: a lossy type on a forward edge changes what an inference computes."""
     values = {attr.span: attr.value.span for attr in node.attrs}
     for setting in settings:

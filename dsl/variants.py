@@ -60,13 +60,17 @@ def cells_of(guards: Iterable[Expr], domain: Domain) -> list[Cell]:
             if place[0] not in cuts:
                 raise GuardError(f"the range of `{place[0]}` is not declared")
             cuts[place[0]].update(place[1])
-    phases = [(phase,) for phase in domain.phases] if by_phase else [domain.phases]
+    phases: list[tuple[str, ...]] = [(phase,) for phase in domain.phases]
+    phases = phases if by_phase else [domain.phases]
     pieces = [_pieces(domain.ranges[name], cuts[name]) for name in domain.ranges]
     if math.prod(map(len, pieces)) * len(phases) > MAX_CELLS:
         raise GuardError(f"the guards cut the inputs into more than {MAX_CELLS} boxes")
     names = tuple(domain.ranges)
-    boxes = itertools.product(phases, *pieces)
-    found = [Cell(tuple(zip(names, box, strict=True)), phase) for phase, *box in boxes]
+    found = [
+        Cell(tuple(zip(names, box, strict=True)), phase)
+        for phase in phases
+        for box in itertools.product(*pieces)
+    ]
     return [cell for cell in found if _reachable(dict(cell.ranges))]
 
 
@@ -154,8 +158,9 @@ def _phase_atom(atom: Tree) -> str | None:
 def _affine_atom(atom: Tree) -> tuple[str, Fraction, Fraction]:
     """An atom as (input, slope, offset): slope * input + offset, compared with 0."""
     left, right = _affine(atom[2]), _affine(atom[3])
-    total = {name: left.get(name, Fraction(0)) - right.get(name, Fraction(0))
-             for name in {*left, *right}}
+    total = {
+        name: left.get(name, Fraction(0)) - right.get(name, Fraction(0)) for name in {*left, *right}
+    }
     offset = total.pop("", Fraction(0))
     slopes = {name: slope for name, slope in total.items() if slope}
     if len(slopes) != 1:
@@ -179,9 +184,7 @@ def _affine(tree: Tree) -> dict[str, Fraction]:
     raise GuardError("a guard compares one input with a constant")
 
 
-def _affine_binary(
-    op: str, a: dict[str, Fraction], b: dict[str, Fraction]
-) -> dict[str, Fraction]:
+def _affine_binary(op: str, a: dict[str, Fraction], b: dict[str, Fraction]) -> dict[str, Fraction]:
     if op in "+-":
         sign = 1 if op == "+" else -1
         return {n: a.get(n, Fraction(0)) + sign * b.get(n, Fraction(0)) for n in {*a, *b}}
@@ -219,9 +222,7 @@ def _reachable(ranges: dict[str, Interval]) -> bool:
     (lo, hi), (b_lo, b_hi), (s_lo, s_hi) = (ranges[n] for n in ("tokens", "batch", "seq_len"))
     if b_hi - b_lo > 4096:
         return lo <= b_hi * s_hi and hi >= b_lo * s_lo
-    return any(
-        max(-(-lo // b), s_lo) <= min(hi // b, s_hi) for b in range(b_lo, b_hi + 1)
-    )
+    return any(max(-(-lo // b), s_lo) <= min(hi // b, s_hi) for b in range(b_lo, b_hi + 1))
 
 
 Found = list[tuple[Cell, tuple[bool, ...]]]

@@ -99,9 +99,7 @@ def open_when(statement: t.WhenBlock, context: Context, walk: Walk) -> Context |
     return replace(context, guard=both(context.guard, holds), depth=context.depth + 1)
 
 
-def open_use(
-    statement: t.Use, context: Context, walk: Walk
-) -> tuple[t.Template, Context] | None:
+def open_use(statement: t.Use, context: Context, walk: Walk) -> tuple[t.Template, Context] | None:
     """The template that a `use` names and the context of its body; None after an error."""
     env, report = context.env, walk.world.report
     entry = lookup(env, statement.template.text)
@@ -132,9 +130,10 @@ def _arguments_fit(statement: t.Use, template: t.Template, walk: Walk) -> bool:
     report = walk.world.report
     if wanted != given:
         shown = ", ".join(param.text for param in template.params)
+        names = "1 name" if wanted == 1 else f"{wanted} names"
         report.error(
-            "P107", f"template `{template.name.text}` takes {wanted} name{'s' * (wanted != 1)} "
-            f"but is given {given}", statement.span, labels=[(template.name.span, f"takes ({shown})")],
+            "P107", f"template `{template.name.text}` takes {names} but is given {given}",
+            statement.span, labels=[(template.name.span, f"takes ({shown})")],
         )  # fmt: skip
         return False
     for arg in statement.args:
