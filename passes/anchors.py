@@ -164,7 +164,7 @@ class _Anchors:
         """heads, kv_heads, head_dim, v_dim, q_seq, kv_seq."""
         operands = self.bindings[node.name].operands[:3]
         q, k, v = (self.shapes[operand.value] for operand in operands)
-        kv = (leaf for leaf in leaves(k[1]) if self.is_made(leaf, operands[1].value))
+        kv = (leaf for leaf in leaves(k[1]) if self.is_made(leaf, operands[1].value, set()))
         self.attention.append(node)
         self.add(node.path, "heads", leaves(q[1]))
         self.add(node.path, "kv_heads", kv)
@@ -173,14 +173,17 @@ class _Anchors:
         self.add(node.path, "q_seq", leaves(q[2]), "q")
         self.add(node.path, "kv_seq", leaves(k[2]), "s")
 
-    def is_made(self, leaf: Leaf, value: str) -> bool:
+    def is_made(self, leaf: Leaf, value: str, seen: set[str]) -> bool:
         """Whether a weight or input brings the leaf into a value, not only copies of a size-1 dim."""
         node = self.makers.get(value)
         if node is None:
             return True
+        if value in seen:
+            return False
+        seen.add(value)
         for operand in self.bindings[node.name].operands:
             has = any(mine == leaf for mine, _ in self.occurrences(operand))
-            if has and (node.target in PRODUCTS or self.is_made(leaf, operand.value)):
+            if has and (node.target in PRODUCTS or self.is_made(leaf, operand.value, seen)):
                 return True
         return False
 

@@ -25,6 +25,7 @@ class Field:
     name: str
     is_tensor: bool
     default: Any
+    optional: bool
 
 
 class UnknownOperator(Exception):
@@ -64,7 +65,10 @@ def schema(target: str) -> tuple[Field, ...] | None:
     except AttributeError:
         return None
     return tuple(
-        Field(arg.name, "Tensor" in str(arg.type), arg.default_value if arg.has_default_value() else None)
+        Field(
+            arg.name, "Tensor" in str(arg.type),
+            arg.default_value if arg.has_default_value() else None, arg.has_default_value(),
+        )
         for arg in op._schema.arguments
     )
 

@@ -51,9 +51,9 @@ ELEMENTWISE = """
     __rshift__.Scalar __lshift__.Scalar bitwise_left_shift.Tensor_Scalar
     bitwise_right_shift.Tensor_Scalar
     silu.default gelu.default relu.default relu6.default leaky_relu.default elu.default
-    celu.default selu.default prelu.default tanh.default sigmoid.default hardtanh.default
-    hardswish.default hardsigmoid.default softplus.default logsigmoid.default log_sigmoid.default
-    mish.default threshold.default softsign.default tanhshrink.default
+    celu.default selu.default tanh.default sigmoid.default hardtanh.default
+    hardswish.default hardsigmoid.default softplus.default log_sigmoid.default
+    mish.default threshold.default
     abs.default exp.default exp2.default expm1.default log.default log2.default log10.default
     log1p.default sqrt.default rsqrt.default square.default reciprocal.default sign.default
     sgn.default cos.default sin.default tan.default acos.default asin.default atan.default
@@ -78,6 +78,7 @@ TABLE: tuple[Row, ...] = (
         "dropout.default positive.default",
         linear="0",
     ),
+    Row(sums.prelu, "prelu.default"),
     Row(moves.cast, "to.dtype to.device to.dtype_layout to.other _to_copy.default"),
     # matrix products
     Row("... i, o i, [+ o] -> ... o", "linear.default"),
@@ -101,7 +102,7 @@ TABLE: tuple[Row, ...] = (
         "b k !t d, b k !t e -> b k !s d, b k !s e", "cache_append.default", namespace="plancc"
     ),
     Row("v h, ... -> ... h", "embedding.default", rules=("index_base:v",)),
-    Row("... , v h -> ... h", "embedding_shard.default", namespace="plancc"),
+    Row("..., !v h -> ... h", "embedding_shard.default", namespace="plancc"),
     Row(moves.index, "index.Tensor"),
     Row(moves.index_select, "index_select.default"),
     Row(sums.gather, "gather.default"),
