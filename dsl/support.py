@@ -88,7 +88,7 @@ def _rule_features(rule: Job | Combine | Share | Setting) -> Iterator[tuple[str,
 
 
 def _setting_features(place: str, settings: Iterable[Setting]) -> Iterator[tuple[str, str, Span]]:
-    plain = {("virtual", 1), ("recompute", False)}
+    plain = (("virtual", 1), ("recompute", False))
     for setting in settings:
         if (setting.name, setting.value) not in plain:
             yield place, setting.name, setting.span

@@ -92,8 +92,10 @@ def test_logic() -> None:
 numbers = st.integers(-50, 50).filter(bool)
 trees = st.recursive(
     numbers.map(lambda n: ("int", n)) | st.just(("ref", "seq_len")),
-    lambda kids: st.tuples(st.just("binary"), st.sampled_from("+-*"), kids, kids)
-    | kids.map(lambda kid: ("negative", kid)),
+    lambda kids: (
+        st.tuples(st.just("binary"), st.sampled_from("+-*"), kids, kids)
+        | kids.map(lambda kid: ("negative", kid))
+    ),
     max_leaves=12,
 )
 
