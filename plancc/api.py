@@ -163,7 +163,7 @@ def weight_spec(
     files = [str(w) for w in weights] if weights else list(found.weights or []) if found else []
     if files:
         source = SafetensorsWeights(files)
-        source.check(parameter_table(graph))
+        source.check(parameter_table(graph, source.names()))
         return {"kind": "files", "paths": [str(Path(f).resolve()) for f in files]}, None
     live = {
         p.fqns[0]: dict(module.named_parameters(remove_duplicate=False))[p.fqns[0]].detach()
@@ -177,10 +177,16 @@ def weight_spec(
     return {"kind": "seed", "seed": 0}, None
 
 
-def parameter_table(graph: Graph) -> dict[str, tuple[tuple[int, ...], torch.dtype, str]]:
-    """fqn -> (shape, dtype, kind) of every parameter that a checkpoint must hold."""
+def parameter_table(
+    graph: Graph, names: Sequence[str]
+) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
+    """Name -> (shape, any dtype) of every parameter that a checkpoint with `names` must hold.
+
+    A tied parameter is looked for under each of its names.
+    """
+    known = set(names)
     return {
-        p.fqns[0]: (tuple(int(s) for s in p.value.shape), p.value.dtype, p.kind)
+        next((f for f in p.fqns if f in known), p.fqns[0]): (tuple(map(int, p.value.shape)), None)
         for p in graph.params.values()
         if p.kind == "param"
     }

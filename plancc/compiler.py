@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,12 +152,25 @@ def compile_graph(
 
     world = build_world(plan)
     units = []
-    for one in named:
-        for variant in plan.variants:
-            if variant.phase in (None, one.graph.phase):
-                unit = Unit(plan, variant, world, one.graph, one)
-                units.append(lower(unit, report, timed))
+    with without_collection():
+        for one in named:
+            for variant in plan.variants:
+                if variant.phase in (None, one.graph.phase):
+                    unit = Unit(plan, variant, world, one.graph, one)
+                    units.append(lower(unit, report, timed))
     return Compiled(plan, world, forward, tuple(units), tuple(notes), seconds)
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Keep the cyclic collector out of passes, which build many small objects and no cycles."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def check_model(

@@ -12,6 +12,7 @@ from plancc.runtime.artifact import Artifact
 from plancc.runtime.comm import cut
 from plancc.runtime.sizes import build_dim
 from plancc.runtime.view import View, dtype_named
+from plancc.runtime.weights import WeightsError, find
 
 
 def load_weights(
@@ -40,7 +41,7 @@ def load_weights(
 
 def _read(row, ranges, source, artifact: Artifact, device, dtype) -> Tensor:
     if row["kind"] == "param":
-        tensor = source.read(row["fqns"][0], ranges)
+        tensor = source.read(find(source, row["fqns"]), ranges)
     else:
         name = stored_name(row, artifact)
         own = source.buffer(name) if isinstance(source, Loaded) else None
@@ -66,6 +67,16 @@ class Loaded:
         self.params = params
         self.buffers = buffers
 
+    def shape(self, fqn: str) -> tuple[int, ...]:
+        """The shape of a parameter; WeightsError if there is none of that name."""
+        if fqn not in self.params:
+            raise WeightsError([f"no weight `{fqn}`"])
+        return tuple(self.params[fqn].shape)
+
+    def names(self) -> list[str]:
+        """Every parameter's names."""
+        return sorted(self.params)
+
     def read(self, fqn: str, ranges: Sequence[tuple[tuple[int, int], ...]]) -> Tensor:
         """The block of a parameter at `ranges`, dim by dim."""
         return cut(self.params[fqn], tuple(ranges))
@@ -77,7 +88,8 @@ class Loaded:
 
 def open_weights(artifact: Artifact) -> Any:
     """The weight source that an artifact names: checkpoint files, its own file, or a seed."""
-    from plancc.runtime.weights import SafetensorsWeights, SeededWeights
+    from plancc.runtime.seeded import SeededWeights
+    from plancc.runtime.weights import SafetensorsWeights
 
     spec = artifact.manifest["weights"]
     if spec["kind"] == "files":
@@ -85,7 +97,7 @@ def open_weights(artifact: Artifact) -> Any:
     if spec["kind"] == "stored":
         return SafetensorsWeights([str(artifact.folder / "weights.safetensors")])
     table = {
-        row["fqns"][0]: (tuple(row["shape"]), dtype_named(row["dtype"]), row["kind"])
+        row["fqns"][0]: (tuple(row["shape"]), dtype_named(row["dtype"]), "")
         for row in artifact.manifest["params"].values()
         if row["kind"] == "param"
     }

@@ -1,0 +1,7 @@
+"""`python -m plancc`."""
+
+import sys
+
+from plancc.cli.main import main
+
+sys.exit(main())
