@@ -106,9 +106,9 @@ class DistributedTransport:
         """Return everybody's x in group order; shapes[i] is that of group[i]."""
         x = x.detach()
         check_parts("all_gather", shapes, group)
-        check_own(x, group, self.rank, shapes)
         if self._alone(group, at):
             return [_fresh(x)]
+        check_own("all_gather", x, shapes[group.index(self.rank)])
         sizes = _sizes(shapes, x.dtype)
         self.counters.add("all_gather", sum(sizes))
         text = signature_text("all_gather", x.dtype, shapes)
@@ -143,8 +143,12 @@ class DistributedTransport:
         dtype = one_dtype("all_to_all", parts)
         if self._alone(group, at):
             return [_fresh(parts[0])]
+        mine = group.index(self.rank)
+        check_own("all_to_all", parts[mine], shapes[mine])
         self.counters.add("all_to_all", sum(part.nbytes for part in parts))
         for peer, part, shape in zip(group, parts, shapes, strict=True):
+            if peer == self.rank:
+                continue
             sending = signature_text("all_to_all part", dtype, [tuple(part.shape)])
             receiving = signature_text("all_to_all part", dtype, [tuple(shape)])
             self._agree((PART, self.rank, peer), (peer,), at, sending)

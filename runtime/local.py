@@ -117,7 +117,7 @@ class LocalTransport:
         """Return everybody's x in group order; shapes[i] is that of group[i]."""
         self._enter(group, at)
         check_parts("all_gather", shapes, group)
-        check_own(x, group, self.rank, shapes)
+        check_own("all_gather", x, shapes[group.index(self.rank)])
         if len(group) == 1:
             return [_fresh(x)]
         shapes = tuple(tuple(shape) for shape in shapes)
@@ -144,6 +144,8 @@ class LocalTransport:
         self._enter(group, at)
         check_parts("all_to_all", parts, group)
         check_parts("all_to_all", shapes, group)
+        mine = group.index(self.rank)
+        check_own("all_to_all", parts[mine], shapes[mine])
         dtype = one_dtype("all_to_all", parts)
         if len(group) > 1:
             self.counters.add("all_to_all", sum(part.nbytes for part in parts))

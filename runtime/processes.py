@@ -155,10 +155,19 @@ def _die_with_launcher(scratch: Path) -> None:
         os.close(alive)
         forkserver._forkserver._forkserver_alive_fd = None
     launcher = parent_process().sentinel
+    leftovers = [scratch, *_listener_folder()]
 
     def watch() -> None:
         wait([launcher])
-        shutil.rmtree(scratch, ignore_errors=True)
+        for folder in leftovers:
+            shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=watch, name="launcher watch", daemon=True).start()
+
+
+def _listener_folder() -> list[Path]:
+    """Find the folder of the forkserver's socket, which a killed launcher cannot remove."""
+    address = getattr(forkserver._forkserver, "_forkserver_address", None)
+    folder = Path(address).parent if isinstance(address, str) else Path()
+    return [folder] if folder.name.startswith("pymp-") else []

@@ -113,11 +113,10 @@ def check_parts(kind: str, parts: Sequence[object], group: Group) -> None:
         raise ValueError(f"{kind} over {len(group)} ranks was given {len(parts)} parts or shapes")
 
 
-def check_own(x: Tensor, group: Group, rank: int, shapes: Sequence[Shape]) -> None:
-    """Raise ValueError unless x has the shape that `shapes` gives this rank."""
-    expected = tuple(shapes[group.index(rank)])
-    if tuple(x.shape) != expected:
-        raise ValueError(f"all_gather of {list(x.shape)}, but shapes say {list(expected)}")
+def check_own(kind: str, x: Tensor, shape: Shape) -> None:
+    """Raise ValueError unless what a rank brings for itself has the shape that it expects."""
+    if tuple(x.shape) != tuple(shape):
+        raise ValueError(f"{kind} of {list(x.shape)}, but shapes say {list(shape)}")
 
 
 def one_dtype(kind: str, parts: Sequence[Tensor]) -> torch.dtype:
