@@ -17,6 +17,7 @@ from plancc.passes.capture.attention import recognise_attention
 from plancc.passes.capture.export import symbolic, trace
 from plancc.passes.capture.functionalize import functionalize
 from plancc.passes.capture.hugging_face import canonical, is_hugging_face
+from plancc.passes.capture.scatter import concatenate_scatters
 from plancc.passes.capture.simplify import simplify
 from plancc.passes.capture.sizes import Sizes
 
@@ -55,6 +56,8 @@ def capture(
     nodes, outputs = functionalize(
         traced.nodes, traced.params, traced.inputs, outputs, traced.storage
     )
+    values = [*traced.inputs, *(param.value for param in traced.params.values())]
+    nodes = concatenate_scatters(nodes, values)
     nodes, params, outputs = simplify(nodes, traced.params, traced.inputs, outputs)
     modules = {path: type(part).__name__ for path, part in model.named_modules()}
     inputs_seen = tuple(traced.inputs)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+import torch
+
 from plancc.ir.graph import Node, Param, Ref, Value
 from plancc.models import ModelError
 from plancc.ops import resolve
@@ -25,6 +27,10 @@ _INVERTED_BY_SHAPE = {
 _TRANSPOSING = {
     "aten.t.default", "aten.transpose.int", "aten.permute.default", "aten.numpy_T.default",
     "aten.mT.default", "aten.swapaxes.default", "aten.movedim.int",
+}
+_ARITHMETIC = ("aten.add.", "aten.sub.", "aten.mul.", "aten.div.", "aten.pow.", "aten.addcmul.")
+_SPLITTING = {
+    "aten.split.Tensor", "aten.split.sizes", "aten.split_with_sizes.default", "aten.chunk.default",
 }
 _IDENTITY = {
     "aten.alias.default", "aten.contiguous.default", "aten.to.dtype", "aten.to.dtype_layout",
@@ -127,6 +133,7 @@ class Functionalizer:
         self.count += 1
         outs = tuple(replace(out, name=f"{out.name}_v{self.count}") for out in view.outs)
         args = (Ref(source), *self.arguments(view.args[1:]))
+        self.values.update((out.name, out) for out in outs)
         self.nodes.append(replace(view, name=f"{view.name}_v{self.count}", args=args, outs=outs))
         return outs[index].name
 
@@ -146,19 +153,20 @@ class Functionalizer:
         self.count += 1
         name = f"{like.name}_w{self.count}"
         value = Value(name, out.shape, out.dtype)
+        self.values[name] = value
         self.nodes.append(Node(name, target, args, {}, (value,), like.path, like.line))
         return name
 
     def functional(self, node: Node, old: Value) -> str:
         """Emit the functional form of an in-place node; return the new content of its target."""
         target, args = node.target, node.args
-        if target == "aten.copy_.default":
+        if target in ("aten.copy_.default", "aten.fill_.Tensor"):
             wide = replace(old, dtype=self.values[node.args[1].name].dtype)
             shaped = self.emit(node, "aten.expand.default", (args[1], old.shape), wide)
             return self.emit(node, "aten.to.dtype", (Ref(shaped), old.dtype), old)
         if target == "aten.zero_.default":
             return self.emit(node, "aten.zeros_like.default", args[:1], old)
-        if target.startswith("aten.fill_."):
+        if target == "aten.fill_.Scalar":
             return self.emit(node, "aten.full_like.default", args[:2], old)
         base, _, overload = target.partition("_.")
         plain = f"{base}.{overload}"
@@ -166,45 +174,55 @@ class Functionalizer:
             resolve(plain)
         except KeyError:
             raise refuse(node, f"in-place operator `{target}` is not supported") from None
-        self.count += 1
-        name = f"{node.name}_w{self.count}"
-        outs = (Value(name, old.shape, old.dtype),)
-        self.nodes.append(replace(node, name=name, target=plain, outs=outs))
-        return name
+        return self.computed(node, plain, old)
+
+    def computed(self, node: Node, plain: str, old: Value) -> str:
+        """Emit the functional operator, cast to what it is written into."""
+        others = [self.values[arg.name].dtype for arg in node.args[1:] if isinstance(arg, Ref)]
+        dtype = old.dtype
+        if plain.startswith(_ARITHMETIC):
+            for other in others:
+                dtype = torch.promote_types(dtype, other)
+        name = self.emit(node, plain, node.args, replace(old, dtype=dtype))
+        self.nodes[-1] = replace(self.nodes[-1], kwargs=node.kwargs)
+        if dtype == old.dtype:
+            return name
+        return self.emit(node, "aten.to.dtype", (Ref(name), old.dtype), old)
 
     def undo(
         self, node: Node, view: Node, index: int, alias: Alias, depth: int, new: str
     ) -> str:
         """Put `new` back where view number `depth` of an alias took it from; return the whole."""
-        whole = alias.base.current
-        for earlier, which in alias.views[:depth]:
-            whole = self.again(earlier, which, whole)
-        source = self.values[view.args[0].name]
-        rank, target = len(source.shape), view.target
+        source, target = self.values[view.args[0].name], view.target
         if target in _IDENTITY and view.outs[0].shape == source.shape:
             return new
         if target in _INVERTED_BY_SHAPE:
             return self.emit(node, "aten.reshape.default", (Ref(new), source.shape), source)
         if target in _TRANSPOSING:
             order = permutation(view, source)
-            inverse = tuple(order.index(dim) for dim in range(rank))
+            inverse = tuple(order.index(dim) for dim in range(len(order)))
             return self.emit(node, "aten.permute.default", (Ref(new), inverse), source)
-        if target == "aten.slice.Tensor":
-            bounds = self.arguments(view.args[1:])
-            return self.emit(
-                node, "aten.slice_scatter.default", (Ref(whole), Ref(new), *bounds), source
-            )
-        if target in ("aten.select.int", "aten.unbind.int"):
-            dim = argument(view, 1, 0)
-            place = view.args[2] if target == "aten.select.int" else index
-            args = (Ref(whole), Ref(new), dim, place)
-            return self.emit(node, "aten.select_scatter.default", args, source)
-        if target in ("aten.split.Tensor", "aten.split_with_sizes.default", "aten.chunk.default"):
+        scatter, bounds = self.scatter(node, view, index, len(source.shape))
+        whole = alias.base.current
+        for earlier, which in alias.views[:depth]:
+            whole = self.again(earlier, which, whole)
+        return self.emit(node, scatter, (Ref(whole), Ref(new), *bounds), source)
+
+    def scatter(self, node: Node, view: Node, index: int, rank: int) -> tuple[str, tuple[Any, ...]]:
+        """Return the scatter that undoes a partial view, and its arguments after the source."""
+        if view.target == "aten.slice.Tensor":
+            return "aten.slice_scatter.default", self.arguments(view.args[1:])
+        if view.target == "aten.select.int":
+            return "aten.select_scatter.default", view.args[1:3]
+        if view.target == "aten.unbind.int":
+            return "aten.select_scatter.default", (argument(view, 1, 0, "dim"), index)
+        if view.target in _SPLITTING:
             dim = positive(argument(view, 2, 0, "dim"), rank)
             first = sum(out.shape[dim] for out in view.outs[:index])
-            args = (Ref(whole), Ref(new), dim, first, first + view.outs[index].shape[dim])
-            return self.emit(node, "aten.slice_scatter.default", args, source)
-        raise refuse(node, f"in-place operator `{node.target}` through `{target}` is not supported")
+            return "aten.slice_scatter.default", (dim, first, first + view.outs[index].shape[dim])
+        raise refuse(
+            node, f"in-place operator `{node.target}` through `{view.target}` is not supported"
+        )
 
 
 def functionalize(
