@@ -21,6 +21,7 @@ from plancc.passes.allot_parts import allot
 from plancc.passes.base import Placed, Unit
 from plancc.passes.match_targets import Cover, Matcher
 from plancc.passes.settle_glue import settle_glue
+from plancc.passes.warn_uneven import warn_uneven
 
 
 @dataclass
@@ -189,6 +190,8 @@ class _Assignment:
                 continue
             rule, dim, scope = job
             anchors = self.lookup(scope, dim)
+            if id(rule) not in self.jobs:
+                warn_uneven(self.matcher.plan, rule, dim, anchors, grid, self.report)
             self.found[id(rule)] = self.found.get(id(rule), False) or bool(anchors)
             self.jobs[id(rule)] = (rule, dim, scope)
             block = "block" if is_block(rule.options.get("block")) else "balanced"

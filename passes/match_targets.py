@@ -114,6 +114,7 @@ class Matcher:
     """Answers, for a plan and a graph, which places cover a node; caches by module path."""
 
     def __init__(self, plan: ResolvedPlan, graph: Graph, guards: Mapping[str, bool]) -> None:
+        self.plan = plan
         self.modules = Modules(graph)
         self.places = tuple(
             p for p in plan.places if p.guard is None or guards.get(p.guard.text, True)

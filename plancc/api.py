@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from plancc.codegen.manifest import write_artifact
 from plancc.codegen.python import emit_program
 from plancc.compiler import Compiled, Watch, compile_graph
-from plancc.dsl import load_plan
+from plancc.dsl import Diagnostic, load_plan
 from plancc.dsl.errors import PlanError
 from plancc.ir.graph import Graph
 from plancc.models import LoadedModel, load_model
@@ -44,6 +44,7 @@ class Built:
     folder: Path
     compiled: Compiled
     verified: VerifyResult | None
+    warnings: tuple[Diagnostic, ...] = ()
 
     @property
     def artifact(self) -> Artifact:
@@ -89,7 +90,7 @@ def compile(
     if verify:
         result = verify_aside(compiled, resolved, graph, folder)
     write_artifact(folder, resolved, compiled.world, compiled.sets, graph, facts, stored)
-    return Built(folder, compiled, result)
+    return Built(folder, compiled, result, report.diagnostics)
 
 
 def reopen(

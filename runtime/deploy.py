@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plancc.runtime.artifact import Artifact, load_artifact
+from plancc.runtime.artifact import Artifact, ArtifactError, load_artifact
 from plancc.runtime.generate import Generated, generate
 from plancc.runtime.loading import open_weights
 from plancc.runtime.local import run_local
@@ -33,7 +33,7 @@ class Deployment:
 
         transport = transport_from_env()
         if transport.world != self.artifact.world:
-            raise ValueError(
+            raise ArtifactError(
                 f"the artifact needs {self.artifact.world} ranks, the launcher started {transport.world}"
             )
         return self.rank(transport.rank, transport)

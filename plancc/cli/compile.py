@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from plancc.cli.options import add_json, add_plan_options, complain, print_json, say, user_errors
-from plancc.dsl import load_plan, render_text
+from plancc.dsl import render_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,9 +31,6 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.out)
     if folder.exists() and not args.force and not (folder / "manifest.json").is_file():
         return complain(f"{folder} exists and is not an artifact; --force replaces it")
-    plan, report = load_plan(args.plan, dict(args.sets))
-    if plan is not None and report.diagnostics:
-        sys.stderr.write(render_text(report.diagnostics, sys.stderr.isatty()))
     say(f"compiling {args.plan} ...")
     import plancc.api as api
 
@@ -46,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
     except user_errors() as problem:
         return complain(str(problem))
+    sys.stderr.write(render_text(built.warnings, sys.stderr.isatty()))
     show(args, built, time.perf_counter() - begin)
     return 0
 

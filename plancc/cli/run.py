@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from plancc.cli.options import add_json, add_plan_options, complain, print_json, say, user_errors
-
-TEXT_PROMPT = "Once upon a time"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
@@ -72,6 +70,8 @@ def run_artifact(args: argparse.Namespace, folder: Path) -> int:
     if problem:
         return complain(problem)
     found = generate(args, artifact, ids)
+    if args.backend != "local" and under_torchrun() and os.environ["RANK"] != "0":
+        return 0
     facts: dict[str, Any] = {
         "backend": args.backend, "ranks": artifact.world, "variant": found["variants"],
         "prompt_tokens": ids.shape[1], "tokens": found["tokens"],
@@ -88,11 +88,12 @@ def run_artifact(args: argparse.Namespace, folder: Path) -> int:
 
 def generate(args: argparse.Namespace, artifact: Any, ids: Any) -> dict[str, Any]:
     """Tokens and times from the chosen backend."""
-    if args.backend == "local":
-        from plancc.runtime.deploy import Deployment
+    from plancc.runtime.deploy import Deployment, describer
 
+    if args.backend == "local":
         return Deployment(artifact).generate(ids, args.new_tokens).json()
-    from plancc.runtime.deploy import describer
+    if under_torchrun():
+        return Deployment(artifact).this_rank().generate(ids, args.new_tokens).json()
     from plancc.runtime.launch import launch
 
     payload = {
@@ -103,6 +104,11 @@ def generate(args: argparse.Namespace, artifact: Any, ids: Any) -> dict[str, Any
         time_limit=args.time_limit, describe=describer(artifact),
     )  # fmt: skip
     return found[0]
+
+
+def under_torchrun() -> bool:
+    """Whether a launcher made this process one rank of many."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def matches(args: argparse.Namespace, artifact: Any, ids: Any, tokens: list[list[int]]) -> bool:
