@@ -37,6 +37,10 @@ def check_unused(world: World, root: FileScope) -> None:
 
 def check_overridden(walk: Walk) -> None:
     """P309: a line whose every effect on the same target is replaced by later lines."""
+    lines: dict[_Key, list[tuple[int, Place]]] = {}
+    for index, place in enumerate(walk.places):
+        for target in place.targets:
+            lines.setdefault(_key(target), []).append((index, place))
     for index, place in enumerate(walk.places):
         effects = _effects(place)
         if not effects:
@@ -46,7 +50,7 @@ def check_overridden(walk: Walk) -> None:
             continue
         by: list[Place] = []
         gone = all(
-            _replaced(target, place, effects, walk.places[index + 1 :], by)
+            _replaced(place, effects, [p for i, p in lines[_key(target)] if i > index], by)
             for target in place.targets
         )
         if gone:
@@ -56,14 +60,17 @@ def check_overridden(walk: Walk) -> None:
             )  # fmt: skip
 
 
-def _replaced(
-    target: Target, place: Place, effects: set[Any], later: Iterable[Place], by: list[Place]
-) -> bool:
-    """Whether later lines on the very same target replace all effects of `place`."""
+_Key = tuple[str, str, str | None]
+
+
+def _key(target: Target) -> _Key:
+    return target.kind, target.pattern, target.within
+
+
+def _replaced(place: Place, effects: set[Any], later: Iterable[Place], by: list[Place]) -> bool:
+    """Whether later lines, on the very same target, replace all effects of `place`."""
     left = set(effects)
     for other in later:
-        if not any(_same(target, found) for found in other.targets):
-            continue
         if other.guard is not None and not _same_guard(other.guard, place.guard):
             continue
         if other.mesh is not None and place.mesh is not None and other.mesh != place.mesh:
@@ -75,10 +82,6 @@ def _replaced(
         if not left:
             return True
     return False
-
-
-def _same(a: Target, b: Target) -> bool:
-    return (a.kind, a.pattern, a.within) == (b.kind, b.pattern, b.within)
 
 
 def _same_guard(a: Expr, b: Expr | None) -> bool:

@@ -62,6 +62,10 @@ def describe(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, v.Quantity):
         amount = value.amount
+        if value.unit.startswith("bytes"):
+            return v.size_text(round(amount)) + value.unit.removeprefix("bytes")
+        if value.unit == "ratio":
+            return f"{float(amount * 100):g}%"
         number = str(amount) if amount.denominator == 1 else f"{float(amount):g}"
         return f"{number} {value.unit}"
     if isinstance(value, v.Dynamic):

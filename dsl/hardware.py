@@ -228,7 +228,7 @@ def _check_budget(mesh: Mesh, memory: dict[int, int], world: World) -> None:
         span = next(s.span for s in mesh.settings if s.name == "budget")
         world.report.error(
             "P203", f"the budget of `{mesh.name}` exceeds the memory of its devices", span,
-            label=f"a device has {size_text(least)}",
+            label=f"a device has {v.size_text(least)}",
         )  # fmt: skip
 
 
@@ -248,19 +248,11 @@ def _check_shared(meshes: list[Mesh], memory: dict[int, int], world: World) -> N
         spans = [next(s.span for s in m.settings if s.name == "budget") for m in sharing]
         listed = " and ".join(f"`{name}`" for name in names)
         world.report.error(
-            "P204", f"{listed} share devices and promise {size_text(total)} on each",
-            spans[-1], label=f"a device has {size_text(memory[device])}",
-            labels=[(span, f"and {size_text(m.budget or 0)} here")
+            "P204", f"{listed} share devices and promise {v.size_text(total)} on each",
+            spans[-1], label=f"a device has {v.size_text(memory[device])}",
+            labels=[(span, f"and {v.size_text(m.budget or 0)} here")
                     for span, m in zip(spans[:-1], sharing[:-1], strict=True)],
         )  # fmt: skip
-
-
-def size_text(size: int) -> str:
-    """Bytes as the plan would write them."""
-    for power, unit in ((4, "TB"), (3, "GB"), (2, "MB"), (1, "KB")):
-        if size >= 1000**power:
-            return f"{size / 1000**power:g}{unit}"
-    return f"{size}B"
 
 
 def axis_values(mesh: Mesh | None) -> dict[str, Any]:

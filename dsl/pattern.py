@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
 _SEGMENT = re.compile(r"([^\[\]]*)((?:\[[^\[\]]*\])*)")
@@ -57,6 +58,7 @@ class Pattern:
     segments: tuple[_Segment, ...]
 
     @staticmethod
+    @lru_cache(maxsize=4096)
     def parse(text: str) -> Pattern:
         """Parse a pattern whose slices are numbers; PatternError if it is not well formed."""
         segments: list[_Segment] = []

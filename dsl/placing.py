@@ -16,7 +16,7 @@ from plancc.dsl.plan import Combine, Job, Mesh, Place, Setting, Share, Target
 from plancc.dsl.scope import POISON, Env, report_unknown
 from plancc.dsl.settings import read_options, read_setting
 from plancc.dsl.sizes import check_splits
-from plancc.dsl.vocabulary import COMBINE_BY, DIMS, OPERATORS, SETTINGS, TENSOR_CLASSES
+from plancc.dsl.vocabulary import COMBINE_BY, DIMS, OPERATORS, OPTION_DIMS, SETTINGS, TENSOR_CLASSES
 from plancc.dsl.walk import Context, Walk, find_mesh, note_guards
 
 Rules = tuple[Job | Combine | Share | Setting, ...]
@@ -122,9 +122,9 @@ def tenants(targets: Iterable[Target], walk: Walk) -> list[Mesh]:
     """The meshes that earlier lines may have put these targets on."""
     found: dict[str, Mesh] = {}
     for target in targets:
-        for place in reversed(walk.places):
+        for place in reversed(walk.homes):
             covers = [_relation(earlier, target) for earlier in place.targets]
-            if place.mesh is None or set(covers) == {"none"}:
+            if set(covers) == {"none"}:
                 continue
             if place.mesh in walk.world.meshes:
                 found[place.mesh] = walk.world.meshes[place.mesh]
@@ -177,10 +177,22 @@ def _job(rule: t.Rule, meshes: list[Mesh], env: Env) -> Job:
     known = [dim for dim in dims if _known_dim(dim, env)]
     axes = _axes(rule, meshes, env)
     options = read_options(rule.options, rule.verb, env)
+    _check_options(rule, {dim.text for dim in known}, env)
     return Job(
         rule.verb, tuple(dim.text for dim in known), tuple(axis.text for axis in axes), options,
         rule.span, tuple(dim.span for dim in known), tuple(axis.span for axis in axes),
     )  # fmt: skip
+
+
+def _check_options(rule: t.Rule, dims: set[str], env: Env) -> None:
+    """P104: some options of `split` belong to some dims only."""
+    for option in rule.options:
+        allowed = OPTION_DIMS.get(option.name.text, ())
+        if allowed and dims and not dims & set(allowed):
+            env.world.report.error(
+                "P104", f"`split {rule.names[0].text}` has no option `{option.name.text}`",
+                option.name.span, help=f"it belongs to {', '.join(allowed)}",
+            )  # fmt: skip
 
 
 def _known_dim(dim: t.Word, env: Env) -> bool:

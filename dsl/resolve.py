@@ -23,7 +23,7 @@ from plancc.dsl.settings import fold
 from plancc.dsl.source import Source, Span
 from plancc.dsl.traffic import resolve_comm, resolve_pipeline
 from plancc.dsl.values import Dynamic, evaluate_tree, refs
-from plancc.dsl.vocabulary import IN_TEMPLATE, IN_WHEN
+from plancc.dsl.vocabulary import IN_TEMPLATE, IN_WHEN, PHASES
 from plancc.dsl.walk import (
     MAX_STATEMENTS,
     Context,
@@ -92,10 +92,10 @@ def _finish(
     """The checks that need everything, and the plan itself."""
     world = walk.world
     plan_mode = mode(env)
-    phase = world.facts["phase"].value if "phase" in world.facts else None
+    phase = _phase(world, plan_mode)
     variants: tuple[Variant, ...] = ()
     if world.report.ok:
-        variants = check_guards(walk, plan_mode, phase if isinstance(phase, str) else None)
+        variants = check_guards(walk, plan_mode, phase)
         check_whole(walk, plan_mode)
     if not world.report.ok:
         return None
@@ -107,6 +107,19 @@ def _finish(
         model, facts, spans, dict(world.inputs), dict(world.meshes), tuple(walk.places),
         tuple(walk.comms), tuple(walk.pipelines), variants, dict(world.files), dims,
     )  # fmt: skip
+
+
+def _phase(world: World, plan_mode: str) -> str | None:
+    """The one phase that the model block restricts the plan to; P110 if it is not of the mode."""
+    entry = world.facts.get("phase")
+    if entry is None or not isinstance(entry.value, str):
+        return None
+    if entry.value not in PHASES.get(plan_mode, (entry.value,)):
+        world.report.error(
+            "P110", f"`phase = {entry.value}` is not a phase of `mode = {plan_mode}`",
+            entry.node.span, help=f"its phases: {', '.join(PHASES[plan_mode])}",
+        )  # fmt: skip
+    return entry.value
 
 
 def _params(world: World) -> dict[str, Any]:
@@ -132,6 +145,7 @@ def _statements(statements: Iterable[t.Statement], context: Context, walk: Walk)
             place = resolve_place(node, context, walk)
             if place is not None:
                 walk.places.append(place)
+                walk.homes += [place] if place.mesh is not None else []
             walk.world.broken |= place is None
         elif isinstance(node, t.CommLine):
             comm = resolve_comm(node, context, walk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,7 @@ class Source:
 
     def line(self, number: int) -> str:
         """The text of 1-based line `number`, without its newline; empty beyond the end."""
-        lines = self.text.split("\n")
+        lines = _lines(self.text)
         return lines[number - 1].rstrip("\r") if 0 < number <= len(lines) else ""
 
 
@@ -38,3 +39,8 @@ class Span:
         """From the start of this span to the end of `other`, in the same file."""
         end = (other.end_line, other.end_column)
         return Span(self.source, self.line, self.column, *end)
+
+
+@lru_cache(maxsize=16)
+def _lines(text: str) -> list[str]:
+    return text.split("\n")

@@ -14,6 +14,7 @@ from plancc.dsl.vocabulary import (
     FUNCTIONS,
     INPUTS,
     OPERATORS,
+    OPTION_DIMS,
     PHASE_WORDS,
     SCHEDULES,
     SETTINGS,
@@ -63,7 +64,8 @@ def _settings() -> str:
     rows = []
     for owner, settings in SETTINGS.items():
         for name, kind in settings.items():
-            rows.append((f"`{owner}`", f"`{name}`", kind.text.replace("|", "\\|")))
+            only = f", of {' '.join(OPTION_DIMS[name])}" if name in OPTION_DIMS else ""
+            rows.append((f"`{owner}`", f"`{name}`", kind.text + only))
     return _table(("of", "setting", "value"), rows)
 
 

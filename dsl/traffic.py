@@ -71,6 +71,12 @@ def resolve_pipeline(node: t.PipelineLine, context: Context, walk: Walk) -> Pipe
         if not _chain_ok(node, chain, walk):
             return None
         stages, what = len(chain), f"this chain has {len(chain)} stages"
+    for other in walk.pipelines:
+        if (other.mesh, other.axis, other.chain) == (mesh_name, axis_name, chain):
+            walk.world.report.error(
+                "P102", "this pipeline is declared twice", node.span,
+                labels=[(other.span, "first declaration")],
+            )  # fmt: skip
     micro = known.get("microbatches", stages)
     if micro < stages:
         attr = next(attr for attr in node.attrs if attr.name.text == "microbatches")

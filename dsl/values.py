@@ -120,6 +120,26 @@ def kind_of(value: Any) -> str:
     return "list" if isinstance(value, tuple) else type(value).__name__.lower()
 
 
+_NAMED = {
+    "bool": "a truth", "int": "a number", "number": "a number", "text": "text",
+    "bytes": "a size", "bytes/s": "a rate", "seconds": "a time", "ratio": "a share",
+    "range": "a range", "list": "a list", "dynamic": "an input",
+}  # fmt: skip
+
+
+def named(value: Any) -> str:
+    """The kind of a value in a message."""
+    return _NAMED.get(kind_of(value), "this")
+
+
+def size_text(size: int) -> str:
+    """Bytes as a plan would write them."""
+    for power, unit in ((4, "TB"), (3, "GB"), (2, "MB"), (1, "KB")):
+        if size >= 1000**power:
+            return f"{size / 1000**power:g}{unit}"
+    return f"{size}B"
+
+
 def binary(op: str, a: Any, b: Any) -> Any:
     """Fold `a op b` for op in + - * / // %."""
     if isinstance(a, Dynamic) or isinstance(b, Dynamic):
@@ -127,7 +147,7 @@ def binary(op: str, a: Any, b: Any) -> Any:
     if isinstance(a, Quantity) or isinstance(b, Quantity):
         return _binary_quantity(op, a, b)
     if kind_of(a) not in ("int", "number") or kind_of(b) not in ("int", "number"):
-        raise ExprError(f"cannot compute {kind_of(a)} {op} {kind_of(b)}", "P110")
+        raise ExprError(f"cannot compute {named(a)} {op} {named(b)}", "P110")
     return _limited(_arithmetic(op, Fraction(a), Fraction(b)))
 
 
@@ -136,7 +156,7 @@ def negative(a: Any) -> Any:
     if isinstance(a, Dynamic):
         return _grown(("negative", a.tree), a)
     if kind_of(a) not in ("int", "number"):
-        raise ExprError(f"cannot negate {kind_of(a)}", "P110")
+        raise ExprError(f"cannot negate {named(a)}", "P110")
     return -a
 
 
@@ -146,13 +166,13 @@ def compare(op: str, a: Any, b: Any) -> Any:
         return _grown(("compare", op, tree_of(a), tree_of(b)), a, b)
     kinds = {"number" if k == "int" else k for k in (kind_of(a), kind_of(b))}
     if len(kinds) > 1:
-        raise ExprError(f"cannot compare {kind_of(a)} with {kind_of(b)}", "P110")
+        raise ExprError(f"cannot compare {named(a)} with {named(b)}", "P110")
     if isinstance(a, Quantity):
         a, b = a.amount, b.amount
     if op in ("==", "!="):
         return (a == b) is (op == "==")
     if kinds != {"number"} and kinds.isdisjoint(("bytes", "bytes/s", "seconds", "ratio")):
-        raise ExprError(f"cannot order {kind_of(a)}", "P110")
+        raise ExprError(f"cannot order {named(a)}", "P110")
     return {"<": a < b, "<=": a <= b, ">": a > b, ">=": a >= b}[op]
 
 
@@ -160,7 +180,7 @@ def logic(op: str, args: tuple[Any, ...]) -> Any:
     """Fold `and`, `or`, `not`."""
     for arg in args:
         if not is_truth(arg):
-            raise ExprError(f"`{op}` needs comparisons, not {kind_of(arg)}", "P110")
+            raise ExprError(f"`{op}` needs comparisons, not {named(arg)}", "P110")
     if op == "not":
         only = args[0]
         return _grown(("not", only.tree), only) if isinstance(only, Dynamic) else not only
@@ -197,7 +217,7 @@ def tree_of(value: Any) -> tuple[Any, ...]:
         return ("binary", "/", ("int", value.numerator), ("int", value.denominator))
     if isinstance(value, str):
         return ("string", value)
-    raise ExprError(f"{kind_of(value)} cannot be mixed with inputs", "P110")
+    raise ExprError(f"{named(value)} cannot be mixed with inputs", "P110")
 
 
 def evaluate_tree(tree: tuple[Any, ...], env: Mapping[str, Any]) -> Any:
@@ -299,13 +319,13 @@ def _arithmetic(op: str, a: Fraction, b: Fraction) -> Fraction:
 def _binary_quantity(op: str, a: Any, b: Any) -> Any:
     if isinstance(a, Quantity) and isinstance(b, Quantity):
         if a.unit != b.unit or op not in ("+", "-", "/"):
-            raise ExprError(f"cannot compute {a.unit} {op} {b.unit}", "P110")
+            raise ExprError(f"cannot compute {named(a)} {op} {named(b)}", "P110")
         amount = _arithmetic(op, a.amount, b.amount)
         return _limited(amount) if op == "/" else _limited_quantity(Quantity(amount, a.unit))
     one, other = (a, b) if isinstance(a, Quantity) else (b, a)
     allowed = ("*", "/") if one is a else ("*",)
     if kind_of(other) not in ("int", "number") or op not in allowed:
-        raise ExprError(f"cannot compute {kind_of(a)} {op} {kind_of(b)}", "P110")
+        raise ExprError(f"cannot compute {named(a)} {op} {named(b)}", "P110")
     return _limited_quantity(Quantity(_arithmetic(op, one.amount, Fraction(other)), one.unit))
 
 

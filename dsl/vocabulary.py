@@ -148,3 +148,12 @@ SETTINGS: dict[str, dict[str, Kind]] = {
     "combine": {"tree": Kind("a list of levels: [node, pod]", words=("node", "pod"), each=True)},
     "share": {},
 }  # fmt: skip
+# Options of `split` that only some dims have; the others are for every dim.
+OPTION_DIMS: dict[str, tuple[str, ...]] = {
+    "layout": ("seq", "q_seq", "kv_seq", "tokens", "experts"),
+    "exchange": ("seq", "q_seq", "kv_seq"),
+    "assign": ("batch", "tokens"),
+    "spare": ("experts",),
+    "prefetch": ("params", "grads", "optim"),
+    "free": ("params", "grads", "optim"),
+}

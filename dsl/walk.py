@@ -39,6 +39,7 @@ class Walk:
 
     world: World
     places: list[Place] = field(default_factory=list)
+    homes: list[Place] = field(default_factory=list)  # those with `on`
     comms: list[Comm] = field(default_factory=list)
     pipelines: list[Pipeline] = field(default_factory=list)
     guards: list[GuardUse] = field(default_factory=list)

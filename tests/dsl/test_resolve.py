@@ -131,6 +131,17 @@ def test_inputs_and_facts() -> None:
     assert plan.facts["mode"] == "train" and "batch" not in plan.facts
 
 
+def test_phase() -> None:
+    """`phase` restricts the variants, and must belong to the mode."""
+    rest = "mesh a[x = 2] on local\nplace ** on a\n"
+    rest += "when seq_len > 4 { place layers.* { split ffn over x } }\n"
+    plan = load("model m { phase = decode; seq_len in 1..8 }\n" + rest)
+    assert len(plan.variants) == 2
+    text = "plan t, edition 1\nmodel m { phase = decode; mode = train; seq_len in 1..8 }\n" + rest
+    _, report = load_plan(Source("t.plan", text))
+    assert [d.code for d in report.errors] == ["P110"]
+
+
 def test_named_dims() -> None:
     """The model block can name dims of parameters, which rules may then split."""
     text = "model m { dim inner = layers.*.mixer.in_proj.weight[0] }\nmesh a[x = 2] on local\n"
