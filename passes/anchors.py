@@ -19,17 +19,38 @@ if TYPE_CHECKING:
 Shapes = Mapping[str, tuple[Tree, ...]]
 
 PRODUCTS = frozenset(
-    f"aten.{op}" for op in (
-        "linear.default", "addmm.default", "mm.default", "matmul.default", "bmm.default",
-        "baddbmm.default", "einsum.default", "conv1d.default",
+    f"aten.{op}"
+    for op in (
+        "linear.default",
+        "addmm.default",
+        "mm.default",
+        "matmul.default",
+        "bmm.default",
+        "baddbmm.default",
+        "einsum.default",
+        "conv1d.default",
     )
 )
-ATTENTION = frozenset(
-    ("plancc.attention.default", "aten.scaled_dot_product_attention.default")
-)
+ATTENTION = frozenset(("plancc.attention.default", "aten.scaled_dot_product_attention.default"))
 COPIES = frozenset(
-    "to _to_copy alias clone contiguous detach dropout lift_fresh_copy view reshape _unsafe_view "
-    "expand unsqueeze squeeze flatten type_as".split()
+    [
+        "to",
+        "_to_copy",
+        "alias",
+        "clone",
+        "contiguous",
+        "detach",
+        "dropout",
+        "lift_fresh_copy",
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "expand",
+        "unsqueeze",
+        "squeeze",
+        "flatten",
+        "type_as",
+    ]
 )
 
 
@@ -53,7 +74,7 @@ def unique(found: Iterable[Leaf]) -> tuple[Leaf, ...]:
 
 
 def groups(tree: Tree) -> Iterator[tuple[Leaf, ...]]:
-    """The dims that a tree concatenates, each as its leaves; a product with a sum inside, leaf by leaf."""
+    """The dims that a tree concatenates, as leaves; a product with a sum in it, leaf by leaf."""
     if isinstance(tree, Sum):
         for kid in tree.kids:
             yield from groups(kid)
@@ -96,9 +117,7 @@ class _Anchors:
         self.attention: list[Node] = []
         self.unrecognised: list[str] = []
 
-    def add(
-        self, path: str, name: str, found: Iterable[Leaf], label: str | None = None
-    ) -> None:
+    def add(self, path: str, name: str, found: Iterable[Leaf], label: str | None = None) -> None:
         """Name some leaves at a module."""
         chosen = unique(found)
         if chosen and (path, name) not in self.hinted:
@@ -109,7 +128,11 @@ class _Anchors:
         """The names that the plan gives."""
         values = {fqn: n for n, p in self.graph.params.items() for fqn in p.fqns}
         for hint in hints:
-            self.add(hint.path, hint.name, leaves(self.shapes[values.get(hint.value, hint.value)][hint.dim]))
+            self.add(
+                hint.path,
+                hint.name,
+                leaves(self.shapes[values.get(hint.value, hint.value)][hint.dim]),
+            )
         self.hinted = {(hint.path, hint.name) for hint in hints}
 
     def add_inputs(self) -> None:
@@ -130,7 +153,7 @@ class _Anchors:
             direct = self.source(index.value) in inputs
             tables.append((direct, self.shapes[table.value], node))
         largest = max((_size(shape[0]) for direct, shape, _ in tables if direct), default=0)
-        for direct, (rows, width), node in tables:
+        for direct, (rows, width), _ in tables:
             if direct and _size(rows) == largest:
                 self.add("", "vocab", leaves(rows))
                 self.add("", "hidden", leaves(width))
@@ -174,7 +197,7 @@ class _Anchors:
         self.add(node.path, "kv_seq", leaves(k[2]), "s")
 
     def is_made(self, leaf: Leaf, value: str, seen: set[str]) -> bool:
-        """Whether a weight or input brings the leaf into a value, not only copies of a size-1 dim."""
+        """Whether a weight or input brings the leaf into a value, and not only copies of a dim."""
         node = self.makers.get(value)
         if node is None:
             return True
@@ -189,10 +212,16 @@ class _Anchors:
 
     def add_labelled(self, node: Node, name: str, label: str) -> None:
         """The leaves under one label of a node."""
-        self.add(node.path, name, (
-            leaf for operand in self.bindings[node.name].operands
-            for leaf, mine in self.occurrences(operand) if mine == label
-        ))
+        self.add(
+            node.path,
+            name,
+            (
+                leaf
+                for operand in self.bindings[node.name].operands
+                for leaf, mine in self.occurrences(operand)
+                if mine == label
+            ),
+        )
 
     def occurrences(self, operand: Operand) -> Iterator[tuple[Leaf, str]]:
         """Every leaf occurrence of an operand with its label."""
@@ -220,7 +249,7 @@ class _Anchors:
         return any(key[0] == path and key[1] == name for key in self.found)
 
     def add_eager_attention(self, node: Node) -> None:
-        """heads of an attention written out as softmax and matmul, and a note that it was not recognised."""
+        """heads of an attention written out as softmax and matmul, and a note about it."""
         reach = {node.outs[0].name}
         for other in self.graph.nodes[self.order[node.name] + 1 :][:12]:
             refs = list(other.refs())
@@ -231,21 +260,31 @@ class _Anchors:
             elif other.target in PRODUCTS and not any(r in self.graph.params for r in refs):
                 batch = {leaf for leaf in self.named if leaf.size == BATCH}
                 dims = self.shapes[node.outs[0].name][:-2]
-                self.add(node.path, "heads", (
-                    leaf for tree in dims for leaf in leaves(tree) if leaf not in batch
-                ))
+                self.add(
+                    node.path,
+                    "heads",
+                    (leaf for tree in dims for leaf in leaves(tree) if leaf not in batch),
+                )
                 self.unrecognised.append(node.path)
-                self.notes.append(Note(node.path, node.line, (
-                    "an attention was not recognised: only `heads` is named, and softmax needs its "
-                    "whole dim"
-                )))
+                self.notes.append(
+                    Note(
+                        node.path,
+                        node.line,
+                        (
+                            "an attention was not recognised: only `heads` is named, and softmax "
+                            "needs its whole dim"
+                        ),
+                    )
+                )
                 return
 
     def add_inner(self) -> None:
         """ffn, latent, hidden and output dims: what weights make and contract."""
         made, used = self.made_and_used()
         outputs = {
-            leaf for value in self.graph.outputs.values() if self.shapes[value]
+            leaf
+            for value in self.graph.outputs.values()
+            if self.shapes[value]
             for leaf in leaves(self.shapes[value][-1])
         }
         for chosen, nodes in made.items():
@@ -262,7 +301,7 @@ class _Anchors:
                 self.add(scope, self.output_name(chosen), chosen)
 
     def output_name(self, chosen: tuple[Leaf, ...]) -> str:
-        """What a dim of an output is called that weights make: vocab if it is as large, else out."""
+        """What an output dim made by weights is called: vocab if it is as large, else out."""
         sizes = {a.leaves[0].size for a in self.found.values() if a.name == "vocab"}
         return "vocab" if len(chosen) == 1 and chosen[0].size in sizes else "out"
 
@@ -283,7 +322,7 @@ class _Anchors:
         return "ffn"
 
     def made_and_used(self) -> tuple[dict[tuple[Leaf, ...], list[Node]], dict[Leaf, list[Node]]]:
-        """Dims that weights bring into outputs, and leaves that weights contract, with the nodes."""
+        """Dims that weights bring in, and leaves that weights contract, with the nodes."""
         made: dict[tuple[Leaf, ...], list[Node]] = {}
         used: dict[Leaf, list[Node]] = {}
         weights = {name for name, param in self.graph.params.items() if param.kind == "param"}
@@ -299,14 +338,21 @@ class _Anchors:
         return made, used
 
     def sort_labels(
-        self, node: Node, weights: set[str], constant: set[str],
-        made: dict[tuple[Leaf, ...], list[Node]], used: dict[Leaf, list[Node]],
+        self,
+        node: Node,
+        weights: set[str],
+        constant: set[str],
+        made: dict[tuple[Leaf, ...], list[Node]],
+        used: dict[Leaf, list[Node]],
     ) -> None:
         """Sort the dims of one product's weights into made and contracted ones."""
         binding = self.bindings[node.name]
         active = {
-            label for op in binding.operands if op.value not in constant
-            for labels in op.labels for label in labels
+            label
+            for op in binding.operands
+            if op.value not in constant
+            for labels in op.labels
+            for label in labels
         }
         kept = {label for out in binding.outs for labels in out.labels for label in labels}
         for operand in binding.operands:
@@ -326,7 +372,8 @@ def _input_names(value: Value) -> tuple[str, ...]:
     rank = len(value.shape)
     if value.dtype.is_floating_point:
         guess = {
-            2: ("batch", "hidden"), 3: ("batch", "seq", "hidden"),
+            2: ("batch", "hidden"),
+            3: ("batch", "seq", "hidden"),
             4: ("batch", "channels", "height", "width"),
         }.get(rank, ("batch",) + ("",) * (rank - 1))
     else:
@@ -342,5 +389,3 @@ def _size(tree: Tree) -> int:
     for kid in tree.kids:
         total = total + _size(kid) if isinstance(tree, Sum) else total * _size(kid)
     return total
-
-

@@ -48,14 +48,20 @@ def _notes(bound: Bound) -> list[Note]:
     """What of a node's dims did not fit, and is left whole."""
     node = bound.node
     found = [
-        Note(node.path, node.line, f"dim {dim} of operand {operand} of `{node.target}` is whole: {why}")
+        Note(
+            node.path,
+            node.line,
+            f"dim {dim} of operand {operand} of `{node.target}` is whole: {why}",
+        )
         for (operand, dim), why in bound.broken.items()
         if why and bound.form.cut_leaves and not bound.form.dropped
     ]
     if bound.pattern is None and bound.front + bound.back < len(node.outs[0].shape):
-        found.append(Note(
-            node.path, node.line, f"a `{node.target}` does not keep the boundaries of its dims"
-        ))
+        found.append(
+            Note(
+                node.path, node.line, f"a `{node.target}` does not keep the boundaries of its dims"
+            )
+        )
     return found
 
 

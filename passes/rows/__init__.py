@@ -8,6 +8,14 @@ from plancc.passes.rows.register import register_op
 from plancc.passes.rows.table import ROWS, TABLE, Row, row_of
 
 __all__ = [
-    "ROWS", "TABLE", "VIEW", "Call", "Form", "Row", "RowError", "UnknownOperator", "register_op",
+    "ROWS",
+    "TABLE",
+    "VIEW",
+    "Call",
+    "Form",
+    "Row",
+    "RowError",
+    "UnknownOperator",
+    "register_op",
     "row_of",
 ]

@@ -8,7 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from plancc.ir.factors import (
-    Conflict, Dim, divide, fresh, partition, regroup, size_of, sum_of, unify,
+    Conflict,
+    Dim,
+    divide,
+    fresh,
+    partition,
+    regroup,
+    size_of,
+    sum_of,
+    unify,
 )
 from plancc.ir.graph import Graph, Node, Size
 from plancc.passes.rows.call import Call, Location, RowError, UnknownOperator
@@ -57,7 +65,8 @@ class Binder:
     def walk(self, graph: Graph) -> None:
         """Bind every node in order; raises UnknownOperator (for all of them at once), RowError."""
         unknown = [
-            UnknownOperator(n.target, n.path, n.line) for n in graph.nodes
+            UnknownOperator(n.target, n.path, n.line)
+            for n in graph.nodes
             if row_of(n.target) is None
         ]
         if unknown:
@@ -194,7 +203,8 @@ def _bind_product(bound: Bound, names: tuple[str, ...], dim: Dim) -> None:
         raise Conflict(f"{size_of(dim)} is not the product ({' '.join(names)})")
     sizes = [_size(bound, name) for name in names]
     whole = [
-        factor for name, size in zip(names, sizes, strict=True)
+        factor
+        for name, size in zip(names, sizes, strict=True)
         for factor in _known(bound, name, rest if size is None else size)
     ]
     unify(dim, whole)

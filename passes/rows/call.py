@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -29,34 +29,34 @@ class Field:
 
 
 class UnknownOperator(Exception):
-    """An operator has no row (diagnostic P313); `others` holds further ones of the same graph."""
+    """An operator has no row (diagnostic P314); `others` holds further ones of the same graph."""
 
-    code = "P313"
+    code = "P314"
 
     def __init__(self, op: str, path: str, line: str) -> None:
         self.op, self.path, self.line = op, path, line
         self.others: tuple[UnknownOperator, ...] = ()
         name = ".".join(op.split(".")[:2]).replace(".", "::")
         super().__init__(
-            f"the operator `{op}` has no row (module `{path or 'the root'}`, {line}); register one, "
-            f'for example `plancc.register_op("{name}", "... d, d -> ... d")`'
+            f"the operator `{op}` has no row (module `{path or 'the root'}`, {line}); register "
+            f'one, for example `plancc.register_op("{name}", "... d, d -> ... d")`'
         )
 
 
 class RowError(Exception):
     """A row does not fit a node: the number or ranks of its operands differ from the notation."""
 
-    code = "P314"
+    code = "P315"
 
     def __init__(self, node: Node, reason: str) -> None:
         self.op, self.path, self.line = node.target, node.path, node.line
         super().__init__(
-            f"the row of `{node.target}` does not fit its call (module `{node.path or 'the root'}`, "
-            f"{node.line}): {reason}"
+            f"the row of `{node.target}` does not fit its call "
+            f"(module `{node.path or 'the root'}`, {node.line}): {reason}"
         )
 
 
-@lru_cache(maxsize=None)
+@cache
 def schema(target: str) -> tuple[Field, ...] | None:
     """The parameters of an operator, or None if torch does not know it."""
     namespace, name, overload = target.split(".")
@@ -66,8 +66,10 @@ def schema(target: str) -> tuple[Field, ...] | None:
         return None
     return tuple(
         Field(
-            arg.name, "Tensor" in str(arg.type),
-            arg.default_value if arg.has_default_value() else None, arg.has_default_value(),
+            arg.name,
+            "Tensor" in str(arg.type),
+            arg.default_value if arg.has_default_value() else None,
+            arg.has_default_value(),
         )
         for arg in op._schema.arguments
     )
@@ -162,7 +164,9 @@ def _tensors(location: Location, arg: Any) -> list[tuple[Location, str | None]]:
         return [(location, arg.name)]
     if isinstance(arg, (tuple, list)):
         return [
-            pair for index, item in enumerate(arg) if item is not None
+            pair
+            for index, item in enumerate(arg)
+            if item is not None
             for pair in _tensors((*location, index), item)
         ]
     return [(location, None)]

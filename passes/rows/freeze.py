@@ -58,18 +58,29 @@ class Freezer:
             return self._view(bound)
         form, pattern = bound.form, bound.pattern
         work = _Labels(self, bound, set(pattern.whole))
-        operands = tuple([
-            Operand(value, location, work.side(index, side, value), side.addend)
-            for index, ((location, value), side)
-            in enumerate(zip(bound.operands, bound.sides, strict=True))
-        ])
-        outs = tuple([
-            Operand(out.name, ("out", index), work.side(-1 - index, side, out.name))
-            for index, (out, side) in enumerate(zip(bound.node.outs, pattern.outs, strict=True))
-        ])
+        operands = tuple(
+            [
+                Operand(value, location, work.side(index, side, value), side.addend)
+                for index, ((location, value), side) in enumerate(
+                    zip(bound.operands, bound.sides, strict=True)
+                )
+            ]
+        )
+        outs = tuple(
+            [
+                Operand(out.name, ("out", index), work.side(-1 - index, side, out.name))
+                for index, (out, side) in enumerate(zip(bound.node.outs, pattern.outs, strict=True))
+            ]
+        )
         return Binding(
-            bound.node.name, form.text, operands, outs, frozenset(work.whole), bool(form.linear),
-            rules_of(bound), frozenset(form.dropped),
+            bound.node.name,
+            form.text,
+            operands,
+            outs,
+            frozenset(work.whole),
+            bool(form.linear),
+            rules_of(bound),
+            frozenset(form.dropped),
         )
 
     def _view(self, bound: Bound) -> Binding:
@@ -87,17 +98,29 @@ class Freezer:
         outs = _numbered([count for side in sides for count in side], front, back)
         operands = [
             Operand(value, bound.operands[0][0], self._grouped(self.dims[value], ins)),
-            *(Operand(name, location, tuple(
-                [("other",) * self.tree(dim)[2] for dim in self.dims[name]]
-            )) for location, name in bound.operands[1:]),
+            *(
+                Operand(
+                    name,
+                    location,
+                    tuple([("other",) * self.tree(dim)[2] for dim in self.dims[name]]),
+                )
+                for location, name in bound.operands[1:]
+            ),
         ]
         return Binding(
-            bound.node.name, bound.form.text, tuple(operands),
+            bound.node.name,
+            bound.form.text,
+            tuple(operands),
             (Operand(out, ("out", 0), self._grouped(self.dims[out], outs)),),
-            frozenset({WHOLE}), bool(bound.form.linear), rules_of(bound), frozenset({"other"}),
+            frozenset({WHOLE}),
+            bool(bound.form.linear),
+            rules_of(bound),
+            frozenset({"other"}),
         )
 
-    def _grouped(self, dims: list[Dim], labels: list[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
+    def _grouped(
+        self, dims: list[Dim], labels: list[tuple[str, ...]]
+    ) -> tuple[tuple[str, ...], ...]:
         """Labels a factor, put together by dim."""
         found, at = [], 0
         for dim in dims:
@@ -117,10 +140,14 @@ class _Labels:
 
     def side(self, index: int, side: Side, value: str) -> tuple[tuple[str, ...], ...]:
         """The labels of one operand (or output -1 - index), dim by dim."""
-        return tuple([
-            self.dim((index, at), slot, dim)
-            for at, (slot, dim) in enumerate(zip(side.slots, self.freezer.dims[value], strict=True))
-        ])
+        return tuple(
+            [
+                self.dim((index, at), slot, dim)
+                for at, (slot, dim) in enumerate(
+                    zip(side.slots, self.freezer.dims[value], strict=True)
+                )
+            ]
+        )
 
     def dim(self, place: tuple[int, int], slot: Slot, dim: Dim) -> tuple[str, ...]:
         """The label of every leaf occurrence of one dim of an operand or output."""
@@ -134,17 +161,21 @@ class _Labels:
                 self.whole.update(label_of(name) for name in names)
             labels = (label_of(names[0]),) * count
         else:
-            labels = tuple([
-                label for name in names if bound.form.sizes.get(name) != 0
-                for label in (label_of(name),) * self.freezer.tree(bound.env[name])[2]
-            ])
+            labels = tuple(
+                [
+                    label
+                    for name in names
+                    if bound.form.sizes.get(name) != 0
+                    for label in (label_of(name),) * self.freezer.tree(bound.env[name])[2]
+                ]
+            )
         if len(labels) != count:
             raise Bug(f"{bound.node.name}: {len(labels)} labels for {count} leaves of dim {place}")
         return labels if count == 1 else self.apart(tree, labels)
 
     def apart(self, tree: Tree, labels: tuple[str, ...]) -> tuple[str, ...]:
-        """Make whole what a label may not cut: a leaf's repeats in a product, and where the label is
-        summed over, leaves that only some parts of a concatenation have."""
+        """Make whole what a label may not cut: a leaf's repeats in a product, and, of a label
+        that is summed over, leaves that only some parts of a concatenation have."""
         found, seen, at = list(labels), set(), 0
         for kid in tree.kids if isinstance(tree, Prod) else (tree,):
             if isinstance(kid, Leaf):
@@ -168,7 +199,7 @@ class _Labels:
 
 
 def cover(tree: Tree) -> frozenset[int]:
-    """The leaves that every element of the dim belongs to: those in all parts of a concatenation."""
+    """The leaves that every element of the dim has: those in all parts of a concatenation."""
     if isinstance(tree, Leaf):
         return frozenset({tree.id})
     sets = [cover(kid) for kid in tree.kids]

@@ -1,4 +1,4 @@
-"""Localise: the call that one rank makes for a node, where the rules of the node's row adapt arguments.
+"""Localise: the call that one rank makes for a node, its arguments adapted by the row's rules.
 
 Sizes come from callbacks, so they may be ints (tests) or expressions of a rank (emitted programs).
 """
@@ -37,14 +37,17 @@ def localise_args(
     start_of: SizeOf,
     is_cut: Cut = lambda operand, dim: True,
     is_sized: Cut | None = None,
+    full_of: Callable[[Tree], Any] | None = None,
 ) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     """The target, arguments and keywords of a node on one rank; operands stay Refs by global name.
 
     `start_of` gives the first global index of the rank's part of a dim; `is_cut` says whether a dim
-    of an operand is cut at all (shard kernels are used only where it is), `is_sized` whether its sizes are
-    to be written through `size_of` even so.
+    of an operand is cut at all (shard kernels are used only where it is), `is_sized` whether its
+    sizes are to be written through `size_of` even so; `full_of` gives the global size of a tree.
     """
-    work = _Local(node, binding, shapes, size_of, start_of, is_cut, is_sized or is_cut)
+    work = _Local(
+        node, binding, shapes, size_of, start_of, is_cut, is_sized or is_cut, full_of or tree_size
+    )
     for rule in binding.rules:
         name, _, argument = rule.partition(":")
         if name in _RULES:
@@ -65,6 +68,7 @@ class _Local:
     start_of: SizeOf
     is_cut: Cut
     is_sized: Cut
+    full_of: Callable[[Tree], Any]
 
     def __post_init__(self) -> None:
         self.target = self.node.target
@@ -212,8 +216,7 @@ def _repeat(work: _Local, argument: str) -> None:
     if not work.any_cut(out):
         return
     counts = tuple(
-        work.labelled(out, dim, name) for dim, name in enumerate(argument.split(","))
-        if name != "-"
+        work.labelled(out, dim, name) for dim, name in enumerate(argument.split(",")) if name != "-"
     )
     single = work.node.target.startswith("aten.repeat_interleave")
     work.args[1] = counts[0] if single else counts
@@ -224,9 +227,7 @@ def _mean(work: _Local, argument: str) -> None:
     dims = tuple(int(dim) for dim in argument.split(",") if dim)
     if not any(work.is_cut(operand, dim) for dim in dims):
         return
-    count: Size = 1
-    for dim in dims:
-        count = count * tree_size(work.shapes[operand.value][dim])
+    count = work.full_of(Prod(tuple(work.shapes[operand.value][dim] for dim in dims)))
     keep = bool(work.argument("keepdim"))
     work.become(MEAN, work.args[0], dims, keep, count)
 
@@ -267,9 +268,18 @@ def _q_start(work: _Local, argument: str) -> None:
 
 
 _RULES: Mapping[str, Callable[[_Local, str], None]] = {
-    "shape": _shape, "reshape": _reshape, "slice": _slice, "select": _select, "split": _split,
-    "squeeze": _squeeze, "slice_scatter": _slice_scatter, "repeat": _repeat, "mean": _mean, "groups": _groups,
+    "shape": _shape,
+    "reshape": _reshape,
+    "slice": _slice,
+    "select": _select,
+    "split": _split,
+    "squeeze": _squeeze,
+    "slice_scatter": _slice_scatter,
+    "repeat": _repeat,
+    "mean": _mean,
     "norm": _norm,
-    "index_base": _index_base, "q_start": _q_start,
+    "groups": _groups,
+    "index_base": _index_base,
+    "q_start": _q_start,
 }
 _NO_ADAPTION = frozenset({"factory", "linear"})

@@ -135,7 +135,10 @@ def cut(call: Call, dim: int, sizes: tuple[Size, Size, Size], where: str = "") -
     parts = {part: size for part, size in parts.items() if size != 0 or part == name}
     left = put(labels, dim, f"({'+'.join(parts)})")
     return Form(
-        f"{left} -> {' '.join(labels)}", sizes=parts, rules=rules, linear="0",
+        f"{left} -> {' '.join(labels)}",
+        sizes=parts,
+        rules=rules,
+        linear="0",
         dropped=(name,),
     )
 
@@ -174,10 +177,13 @@ def slice_scatter(call: Call) -> Form:
         marked = " ".join(whole(labels, [dim]))
         return Form(f"{marked}, {put(labels, dim, '_')} -> {marked}")
     name = labels[dim]
-    parts = dict(zip(
-        (f"{name}.lo", f"{name}.x", f"{name}.hi"), bounds(size, call.arg("start"), length),
-        strict=True,
-    ))
+    parts = dict(
+        zip(
+            (f"{name}.lo", f"{name}.x", f"{name}.hi"),
+            bounds(size, call.arg("start"), length),
+            strict=True,
+        )
+    )
     parts = {part: n for part, n in parts.items() if n != 0}
     total = put(labels, dim, f"({'+'.join(parts)})")
     text = f"{total}, {put(labels, dim, f'{name}.x')} -> {total}"
@@ -239,12 +245,8 @@ def repeat(call: Call) -> Form:
     lead = len(counts) - len(shape)
     sizes = {f"r{name}": count for name, count in zip(labels, counts, strict=True)}
     rules = (f"repeat:{','.join(sizes)}",)
-    out = [
-        f"(r{name} {name})" if dim >= lead else f"r{name}" for dim, name in enumerate(labels)
-    ]
-    return Form(
-        f"{' '.join(labels[lead:])} -> {' '.join(out)}", sizes, rules, "0"
-    )
+    out = [f"(r{name} {name})" if dim >= lead else f"r{name}" for dim, name in enumerate(labels)]
+    return Form(f"{' '.join(labels[lead:])} -> {' '.join(out)}", sizes, rules, "0")
 
 
 def repeat_interleave(call: Call) -> Form:

@@ -1,8 +1,8 @@
 """The notation of operator rows: "... i, o i, [+ o] -> ... o" parsed into slots, once per text.
 
-`x` a label; `!x` must be whole; `(k g)` a product, outermost first; `(i+i)` a concatenation; `1` size 1;
-`_` whole and of no class; `...` broadcast dims, right-aligned; `*` every operand; `[...]` optional
-operand; `+` a leading addend mark; `x.lo` a part of label x (its own class, the same label).
+`x` a label; `!x` must be whole; `(k g)` a product, outermost first; `(i+i)` a concatenation;
+`1` size 1; `_` whole and of no class; `...` broadcast dims, right-aligned; `*` every operand;
+`[...]` optional operand; `+` a leading addend mark; `x.lo` a part of label x (its own class, the same label).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 TOKEN = re.compile(r"\s*(\.\.\.|[()+\[\]!*]|[A-Za-z_][A-Za-z0-9_]*(?:\.[a-z0-9]+)?|[0-9]+)")
 
@@ -62,7 +62,7 @@ def label_of(name: str) -> str:
     return name.partition(".")[0]
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse(text: str) -> Pattern:
     """Parse a row; raises NotationError."""
     if text.count("->") != 1:
@@ -162,7 +162,7 @@ def _group(tokens: list[str], row: str, whole: set[str], counter: list[int]) -> 
     return Slot(parts=tuple(Slot(tuple(part)) for part in parts))
 
 
-@lru_cache(maxsize=None)
+@cache
 def expand(text: str, ranks: tuple[int | None, ...], out_ranks: tuple[int, ...]) -> Pattern:
     """Parse a row and write out its `...` and `*` for operands of the given ranks (None: absent).
 
@@ -182,11 +182,16 @@ def expand(text: str, ranks: tuple[int | None, ...], out_ranks: tuple[int, ...])
             raise NotationError(f"the row `{text}` has {len(sides)} operands, not {len(ranks)}")
         ranks = ranks[: len(sides)]
     if len(out_ranks) != len(pattern.outs):
-        raise NotationError(f"the row `{text}` has {len(pattern.outs)} outputs, not {len(out_ranks)}")
+        raise NotationError(
+            f"the row `{text}` has {len(pattern.outs)} outputs, not {len(out_ranks)}"
+        )
     ins = tuple(_written(side, rank, text) for side, rank in zip(sides, ranks, strict=True))
     outs = tuple(_written(s, rank, text) for s, rank in zip(pattern.outs, out_ranks, strict=True))
     names = frozenset(
-        name for side in outs for slot in side.slots for part in (slot, *slot.parts)
+        name
+        for side in outs
+        for slot in side.slots
+        for part in (slot, *slot.parts)
         for name in part.names
     )
     return Pattern(text, ins, outs, pattern.whole, names)

@@ -11,7 +11,8 @@ def _reduced(call: Call, dims: tuple[int, ...], marked: bool) -> tuple[str, str]
     labels = names(len(call.shape(0)))
     keep = call.arg("keepdim", False)
     out = [
-        name if dim not in dims else "1" for dim, name in enumerate(labels)
+        name if dim not in dims else "1"
+        for dim, name in enumerate(labels)
         if keep or dim not in dims
     ]
     return " ".join(whole(labels, dims) if marked else labels), " ".join(out)
@@ -196,7 +197,8 @@ def convolution(call: Call) -> Form:
         return Form(f"n c {space}, o c {space}, [+ o] -> n o {space}")
     sizes = {"g": groups}
     return Form(
-        f"n (g !c) {space}, (g !o) !c {space}, [(g !o)] -> n (g !o) {space}", sizes,
+        f"n (g !c) {space}, (g !o) !c {space}, [(g !o)] -> n (g !o) {space}",
+        sizes,
         ("groups:g",),
     )
 
@@ -221,14 +223,15 @@ def like_first(call: Call) -> Form:
     """Everything whole, but the output has the first operand's dims (`index_put`, `triu`)."""
     labels = " ".join(whole(names(len(call.out)), range(len(call.out))))
     rest = [
-        " ".join("_" * len(call.shapes[name])) for _, name in call.operands()[1:]
+        " ".join("_" * len(call.shapes[name]))
+        for _, name in call.operands()[1:]
         if name is not None
     ]
     return Form(f"{', '.join([labels, *rest])} -> {labels}")
 
 
 def factory(call: Call) -> Form:
-    """A tensor from sizes: `zeros`, `full`; of `new_zeros` the operand gives only type and device."""
+    """A tensor from sizes: `zeros`, `full`; the operand of `new_zeros` gives only its type."""
     out = " ".join(names(len(call.out)))
     ins = [name for _, name in call.operands() if name is not None]
     if not ins:
@@ -241,8 +244,10 @@ def whole_factory(call: Call) -> Form:
     """A tensor whose elements depend on their global position: computed whole, then sliced."""
     ins = [name for _, name in call.operands() if name is not None]
     sides = ", ".join(" ".join("_" * len(call.shapes[name])) for name in ins)
-    return Form(f"{sides} -> {' '.join(whole(names(len(call.out)), range(len(call.out))))}",
-                rules=("factory",))
+    return Form(
+        f"{sides} -> {' '.join(whole(names(len(call.out)), range(len(call.out))))}",
+        rules=("factory",),
+    )
 
 
 def meshgrid(call: Call) -> Form:
@@ -267,10 +272,8 @@ def experts(call: Call) -> Form:
     """`plancc::experts` in its four layouts of weights; E and i are contracted."""
     gated = call.arg("gated", True)
     inner = ("(i 2)" if call.arg("interleaved", False) else "(i+i)") if gated else "i"
-    if call.arg("transposed", False):
-        weights = f"E !c {inner}, E i !o"
-    else:
-        weights = f"E {inner} !c, E !o i"
+    turned = call.arg("transposed", False)
+    weights = f"E !c {inner}, E i !o" if turned else f"E {inner} !c, E !o i"
     return Form(
         f"t !c, t !r, t !r, {weights}, [E {inner}], [+ E !o] -> t !o", rules=("index_base:E",)
     )

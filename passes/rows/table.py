@@ -74,8 +74,8 @@ TABLE: tuple[Row, ...] = (
     Row("* -> ...", "div.Tensor div.Scalar neg.default true_divide.Tensor", linear="0"),
     Row(
         "* -> ...",
-        "alias.default clone.default contiguous.default detach.default lift_fresh_copy.default lift_fresh.default "
-        "dropout.default positive.default",
+        "alias.default clone.default contiguous.default detach.default lift_fresh_copy.default "
+        "lift_fresh.default dropout.default positive.default",
         linear="0",
     ),
     Row(sums.prelu, "prelu.default"),
@@ -98,9 +98,7 @@ TABLE: tuple[Row, ...] = (
         "scaled_dot_product_attention.default",
     ),
     Row(sums.experts, "experts.default", namespace="plancc"),
-    Row(
-        "b k !t d, b k !t e -> b k !s d, b k !s e", "cache_append.default", namespace="plancc"
-    ),
+    Row("b k !t d, b k !t e -> b k !s d, b k !s e", "cache_append.default", namespace="plancc"),
     Row("v h, ... -> ... h", "embedding.default", rules=("index_base:v",)),
     Row("..., !v h -> ... h", "embedding_shard.default", namespace="plancc"),
     Row(moves.index, "index.Tensor"),
@@ -115,33 +113,50 @@ TABLE: tuple[Row, ...] = (
     Row("..., _ -> ...", "bucketize.Tensor searchsorted.Tensor isin.Tensor_Tensor"),
     # along a dim
     Row("... !r !c -> ... !r !c", "triu.default tril.default"),
-    Row(sums.along, "softmax.int _softmax.default log_softmax.int _log_softmax.default "
+    Row(
+        sums.along,
+        "softmax.int _softmax.default log_softmax.int _log_softmax.default "
         "cumsum.default cumprod.default cummax.default cummin.default logcumsumexp.default "
-        "sort.default sort.stable argsort.default argsort.stable flip.default roll.default"),
+        "sort.default sort.stable argsort.default argsort.stable flip.default roll.default",
+    ),
     Row(sums.total, "sum.default sum.dim_IntList"),
     Row(sums.mean, "mean.default mean.dim"),
-    Row(sums.extreme, "amax.default amin.default max.dim min.dim max.default min.default "
+    Row(
+        sums.extreme,
+        "amax.default amin.default max.dim min.dim max.default min.default "
         "argmax.default argmin.default any.default any.dim any.dims all.default all.dim all.dims "
         "prod.default prod.dim_int var.dim var.correction var_mean.correction std.dim "
         "std.correction logsumexp.default linalg_vector_norm.default norm.ScalarOpt_dim "
-        "count_nonzero.default count_nonzero.dim_IntList median.dim"),
+        "count_nonzero.default count_nonzero.dim_IntList median.dim",
+    ),
     Row(sums.topk, "topk.default"),
     Row(sums.other_size, "diff.default"),
     Row(sums.pad, "pad.default constant_pad_nd.default"),
-    Row(sums.normalised, "layer_norm.default rms_norm.default native_layer_norm.default "
-        "_fused_rms_norm.default"),
+    Row(
+        sums.normalised,
+        "layer_norm.default rms_norm.default native_layer_norm.default _fused_rms_norm.default",
+    ),
     Row(sums.group_norm, "group_norm.default"),
     Row(sums.batch_norm, "batch_norm.default"),
-    Row(sums.convolution, "conv1d.default conv2d.default conv3d.default conv1d.padding "
-        "conv2d.padding conv3d.padding convolution.default"),
-    Row(sums.spatial, "max_pool1d.default max_pool2d.default avg_pool1d.default "
+    Row(
+        sums.convolution,
+        "conv1d.default conv2d.default conv3d.default conv1d.padding "
+        "conv2d.padding conv3d.padding convolution.default",
+    ),
+    Row(
+        sums.spatial,
+        "max_pool1d.default max_pool2d.default avg_pool1d.default "
         "avg_pool2d.default adaptive_avg_pool1d.default adaptive_avg_pool2d.default "
         "_adaptive_avg_pool2d.default upsample_bilinear2d.default upsample_bilinear2d.vec "
         "upsample_bicubic2d.default upsample_bicubic2d.vec upsample_nearest2d.default "
-        "upsample_nearest2d.vec"),
+        "upsample_nearest2d.vec",
+    ),
     # same elements, other dims
-    Row(moves.view, "view.default reshape.default _unsafe_view.default view_copy.default "
-        "unflatten.int view_as.default reshape_as.default"),
+    Row(
+        moves.view,
+        "view.default reshape.default _unsafe_view.default view_copy.default "
+        "unflatten.int view_as.default reshape_as.default",
+    ),
     Row(moves.flatten, "flatten.using_ints ravel.default"),
     Row(moves.expand, "expand.default broadcast_to.default"),
     Row(moves.expand_as, "expand_as.default"),
@@ -163,10 +178,16 @@ TABLE: tuple[Row, ...] = (
     Row("... _ -> ...", "view_as_complex.default"),
     Row("... -> ... _", "view_as_real.default"),
     # from sizes
-    Row(sums.factory, "zeros.default ones.default full.default empty.memory_format "
-        "new_zeros.default new_ones.default new_full.default new_empty.default"),
-    Row(sums.whole_factory, "arange.default arange.start arange.start_step linspace.default "
-        "eye.default eye.m tril_indices.default triu_indices.default rand.default randn.default"),
+    Row(
+        sums.factory,
+        "zeros.default ones.default full.default empty.memory_format "
+        "new_zeros.default new_ones.default new_full.default new_empty.default",
+    ),
+    Row(
+        sums.whole_factory,
+        "arange.default arange.start arange.start_step linspace.default "
+        "eye.default eye.m tril_indices.default triu_indices.default rand.default randn.default",
+    ),
     Row("->", "scalar_tensor.default"),
     Row(sums.meshgrid, "meshgrid.default meshgrid.indexing"),
 )

@@ -1,8 +1,8 @@
 """Factors: mutable classes of dims while `name_dims` runs (union-find with products and sums).
 
-A `Factor` is a leaf, a product of factors (outermost first) or a concatenation of dims; a *dim* is a
-list of factors whose sizes multiply to the dim's size, `[]` for size 1. Sizes only decide *where* in
-one fixed index range a boundary lies, never which dims are equal.
+A `Factor` is a leaf, a product of factors (outermost first) or a concatenation of dims; a *dim* is
+a list of factors whose sizes multiply to the dim's size, `[]` for size 1. Sizes only decide *where*
+in one fixed index range a boundary lies, never which dims are equal.
 """
 
 from __future__ import annotations
@@ -272,7 +272,7 @@ def _partition_sum(total: Factor, sizes: Sequence[Size]) -> list[Dim]:
 
 
 def regroup(dims: Sequence[Dim], sizes: Sequence[Size]) -> tuple[list[Dim], int, int]:
-    """View: the factors of `dims` in order, grouped into dims of the given sizes, refined as needed.
+    """View: the factors of `dims` in order, grouped into dims of the given sizes.
 
     Returns the new dims and how many of them matched from the front and from the back; those
     between (if any) are fresh: their boundaries do not fit the factors.

@@ -40,7 +40,7 @@ Tree = Leaf | Prod | Sum
 
 
 def leaves(tree: Tree) -> Iterator[Leaf]:
-    """Every leaf occurrence, in index order; its rank in this order is its *position* in the dim."""
+    """Every leaf occurrence, in index order; its rank in this order is its *position*."""
     if isinstance(tree, Leaf):
         yield tree
     else:
@@ -60,17 +60,19 @@ class Operand:
     value: str
     arg: tuple[str | int, ...]
     labels: tuple[tuple[str, ...], ...]
-    addend: bool = False  # a bias: joins after a contraction, so only one rank of a partial may add it
+    addend: bool = (
+        False  # a bias: joins after a contraction, so only one rank of a partial may add it
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
     """One node's operator row, bound to its operands.
 
-    `whole` labels must not be split here. A label absent from every output is contracted: splitting it
-    leaves the outputs partial (a pending sum). `linear` rows let a partial operand pass through.
-    `rules` names what lowering must adapt when an operand is local (see passes/rows): e.g. "shape:1".
-    `dropped` labels are cut away (slice, select, split): absent from an output, but not contracted.
+    `whole` labels must not be split here. A label absent from every output is contracted: splitting
+    it leaves the outputs partial (a pending sum). `linear` rows let a partial operand pass through.
+    `rules` names what lowering must adapt when an operand is local, e.g. "shape:1" (passes/rows).
+    `dropped` labels are cut away (slice, select, split): absent from an output, not contracted.
     """
 
     node: str
@@ -85,7 +87,7 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """A named dim at a module: the leaves it consists of (outermost first), and the row label it means
+    """A named dim at a module: its leaves (outermost first), and the row label it means
     where one leaf has two (q_seq: "q", kv_seq: "s"); None where there is nothing to tell apart."""
 
     path: str
@@ -96,7 +98,7 @@ class Anchor:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something `name_dims` noticed at a node that is no error: a dim left whole, heads not found."""
+    """What `name_dims` noticed at a node that is no error: a dim left whole, heads not found."""
 
     path: str
     line: str
@@ -105,7 +107,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class NamedGraph:
-    """A graph with the factor tree of every value's dims, each node's bound row, and the named dims."""
+    """A graph with the factor trees of every value, each node's bound row, and the named dims."""
 
     graph: Graph
     shapes: Mapping[str, tuple[Tree, ...]]  # value name -> one tree a dim
@@ -115,7 +117,7 @@ class NamedGraph:
     _index: dict[str, _Places] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def lookup(self, path: str, name: str) -> tuple[Anchor, ...]:
-        """Anchors called `name` at or below `path`; if none, those of the nearest enclosing module."""
+        """Anchors called `name` at or below `path`; if none, the nearest enclosing module's."""
         if not self._index:
             self._index.update(_places(self.anchors))
         places = self._index.get(name)
@@ -131,7 +133,9 @@ class NamedGraph:
 
     def names_at(self, path: str) -> tuple[str, ...]:
         """Every dim name that `lookup` would find from `path`, sorted."""
-        return tuple(sorted(name for name in {a.name for a in self.anchors} if self.lookup(path, name)))
+        return tuple(
+            sorted(name for name in {a.name for a in self.anchors} if self.lookup(path, name))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +164,9 @@ def _places(anchors: tuple[Anchor, ...]) -> dict[str, _Places]:
             at.setdefault(anchor.path, []).append(anchor)
         order = sorted(range(len(group)), key=lambda i, g=group: g[i].path + ".")
         found[name] = _Places(
-            tuple(group), {path: tuple(some) for path, some in at.items()},
-            [group[i].path + "." for i in order], order,
+            tuple(group),
+            {path: tuple(some) for path, some in at.items()},
+            [group[i].path + "." for i in order],
+            order,
         )
     return found

@@ -1,6 +1,6 @@
 """The row oracle: run a node on parts of its dims and compare with the node on the whole.
 
-Every label of a row that may be cut is a claim; `check_node` tests each, leaf by leaf, cut unevenly.
+Every label of a row that may be cut is a claim; `check_node` tests each, leaf by leaf, unevenly.
 """
 
 from __future__ import annotations
@@ -127,7 +127,9 @@ def full_size(run: Run, tree: Tree) -> int:
     return total
 
 
-def call(run: Run, target: str, args: Any, kwargs: Any, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+def call(
+    run: Run, target: str, args: Any, kwargs: Any, tensors: Mapping[str, Tensor]
+) -> list[Tensor]:
     """Run an operator with concrete tensors and sizes."""
 
     def concrete(arg: Any) -> Any:
@@ -150,9 +152,11 @@ def numbered(node: Node, binding: Binding) -> Node:
             return tuple(rename(item, (*at, i)) for i, item in enumerate(arg))
         return places[at] if isinstance(arg, Ref) else arg
 
-    return replace(node, args=rename(node.args, ("args",)), kwargs={
-        key: rename(arg, ("kwargs", key)) for key, arg in node.kwargs.items()
-    })
+    return replace(
+        node,
+        args=rename(node.args, ("args",)),
+        kwargs={key: rename(arg, ("kwargs", key)) for key, arg in node.kwargs.items()},
+    )
 
 
 def check_cut(run: Run, node: Node, binding: Binding, key: Key, at: int, size: int) -> str:
@@ -169,7 +173,11 @@ def check_cut(run: Run, node: Node, binding: Binding, key: Key, at: int, size: i
                 local = torch.zeros_like(local)
             tensors[str(index)] = local
         target, args, kwargs = localise_args(
-            numbered(node, binding), binding, run.named.shapes, part.size_of, part.start_of,
+            numbered(node, binding),
+            binding,
+            run.named.shapes,
+            part.size_of,
+            part.start_of,
             part.holds,
         )
         outs.append(call(run, target, args, kwargs, tensors))
@@ -207,7 +215,7 @@ def check_linear(run: Run, node: Node, binding: Binding) -> str:
     """Check the claim that partial operands pass: f(a) + f(b) = f(a + b)."""
     mode = next((rule[7:] for rule in binding.rules if rule.startswith("linear:")), "")
     full = [run.env[operand.value] for operand in binding.operands]
-    if mode == "all" and len(full) < 2 or not mode:
+    if (mode == "all" and len(full) < 2) or not mode:
         return ""
     groups = {"0": [[0]], "one": [[i] for i in range(len(full))], "all": [list(range(len(full)))]}
     numbers = numbered(node, binding)
@@ -241,8 +249,11 @@ def check_node(run: Run, node: Node) -> tuple[int, list[str]]:
     count = 0
     for key in cuttable(run, binding):
         size = next(
-            run.size(leaf.size) for operand in (*binding.operands, *binding.outs)
-            for tree in run.named.shapes[operand.value] for leaf in leaves(tree) if leaf.id == key[1]
+            run.size(leaf.size)
+            for operand in (*binding.operands, *binding.outs)
+            for tree in run.named.shapes[operand.value]
+            for leaf in leaves(tree)
+            if leaf.id == key[1]
         )
         for at in sorted({1, (size + 1) // 2}):
             count += 1

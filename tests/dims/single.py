@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from oracle import Run, check_node, record
 from torch import Tensor
 
-from oracle import Run, check_node, record
 from plancc.ir.graph import Graph, Node, Param, Ref, Value
 from plancc.ops import resolve
 from plancc.passes.name_dims import name_dims
@@ -26,7 +26,10 @@ class Calls:
         """Make a parameter (or constant) of the graph."""
         name = f"p{len(self.params)}"
         self.params[name] = Param(
-            Value(name, tuple(data.shape), data.dtype), (name,), kind, data if kind != "param" else None
+            Value(name, tuple(data.shape), data.dtype),
+            (name,),
+            kind,
+            data if kind != "param" else None,
         )
         self.env[name] = data
         return Ref(name)

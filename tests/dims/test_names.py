@@ -7,31 +7,50 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
+import model_zoo
 import pytest
 import sympy
-
-import model_zoo
 import zoo
+from zoo import MODELS, named
+
 from plancc.ir.graph import BATCH, TOKENS, Graph, Value
-from plancc.ir.shape import Leaf, NamedGraph, Sum, Tree, leaves
+from plancc.ir.shape import Leaf, NamedGraph, Sum, Tree
 from plancc.passes.capture import capture
 from plancc.passes.name_dims import Hint, name_dims
-from zoo import MODELS, named
 
 # heads, kv_heads (0: a single one, which has no name), ffn sizes: where they are not 6, 3, {96}
 HEADS = {"codegen": 4, "bloom": 6}
 KV_HEADS = {
-    "gpt_bigcode": 0, "falcon_mqa": 0, "codegen": 4, "starcoder2": 3,
-    **dict.fromkeys((
-        "phi", "gpt2", "gpt_neox", "gpt_neo", "gptj", "opt", "bloom", "falcon_alibi", "mpt",
-        "persimmon", "biogpt", "xglm", "deepseek_v2", "deepseek_v3", *model_zoo.ENCODERS,
-    ), 6),
+    "gpt_bigcode": 0,
+    "falcon_mqa": 0,
+    "codegen": 4,
+    "starcoder2": 3,
+    **dict.fromkeys(
+        (
+            "phi",
+            "gpt2",
+            "gpt_neox",
+            "gpt_neo",
+            "gptj",
+            "opt",
+            "bloom",
+            "falcon_alibi",
+            "mpt",
+            "persimmon",
+            "biogpt",
+            "xglm",
+            "deepseek_v2",
+            "deepseek_v3",
+            *model_zoo.ENCODERS,
+        ),
+        6,
+    ),
 }
-FFN = {
-    **dict.fromkeys(("qwen2_moe", "qwen3_moe", "gpt_oss"), {32}),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe"), {32, 96}),
-    "ernie4_5_moe": {32, 64, 96},
-    **dict.fromkeys(("bloom", "falcon", "falcon_mqa", "falcon_alibi", "mpt"), {192}),
+FFN: dict[str, frozenset[int]] = {
+    **dict.fromkeys(("qwen2_moe", "qwen3_moe", "gpt_oss"), frozenset({32})),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe"), frozenset({32, 96})),
+    "ernie4_5_moe": frozenset({32, 64, 96}),
+    **dict.fromkeys(("bloom", "falcon", "falcon_mqa", "falcon_alibi", "mpt"), frozenset({192})),
 }
 EAGER = {"xglm"}  # attention that capture does not recognise: only heads is named
 
@@ -63,9 +82,21 @@ def test_no_class_has_two_meanings(name: str) -> None:
     """No false merge: a named class has one name, and one of one layer is not that of another."""
     graph, _ = named(name)
     alike = [
-        {"batch"}, {"q_seq", "kv_seq", "seq", "patch_grid"}, {"heads", "kv_heads"},
-        {"head_dim", "v_dim"}, {"hidden"}, {"embedding"}, {"vocab"}, {"ffn"}, {"experts"},
-        {"latent"}, {"out"}, {"table"}, {"channels"}, {"height"}, {"width"},
+        {"batch"},
+        {"q_seq", "kv_seq", "seq", "patch_grid"},
+        {"heads", "kv_heads"},
+        {"head_dim", "v_dim"},
+        {"hidden"},
+        {"embedding"},
+        {"vocab"},
+        {"ffn"},
+        {"experts"},
+        {"latent"},
+        {"out"},
+        {"table"},
+        {"channels"},
+        {"height"},
+        {"width"},
     ]
     names: dict[Leaf, set[str]] = defaultdict(set)
     paths: dict[Leaf, set[str]] = defaultdict(set)
@@ -93,7 +124,9 @@ def static(graph: Graph, sizes: dict[sympy.Symbol, int]) -> Graph:
 
     nodes = tuple(
         replace(
-            node, args=fixed(node.args), outs=tuple(map(value, node.outs)),
+            node,
+            args=fixed(node.args),
+            outs=tuple(map(value, node.outs)),
             kwargs={key: fixed(arg) for key, arg in node.kwargs.items()},
         )
         for node in graph.nodes
@@ -117,7 +150,7 @@ def signature(graph: NamedGraph) -> list[Any]:
 @pytest.mark.parametrize("batch, tokens", [(8, 8), (2, 64), (64, 64), (7, 5)])
 @pytest.mark.parametrize("kind", ["dense", "moe"])
 def test_equal_sizes_merge_nothing(kind: str, batch: int, tokens: int) -> None:
-    """hidden = ffn = vocab = heads * head_dim = 64, all else 8: the classes are those of distinct sizes."""
+    """hidden = ffn = vocab = heads * head_dim, all else 8: same classes as with distinct sizes."""
     equal: dict[str, Any] = dict(
         layers=2, hidden=64, heads=8, kv_heads=4, ffn=64, vocab=64, max_len=64
     )
@@ -134,7 +167,8 @@ def test_equal_sizes_merge_nothing(kind: str, batch: int, tokens: int) -> None:
 def test_fused_weights() -> None:
     shown = {}
     for name, parameter in (
-        ("gpt2", "transformer.h.0.attn.c_attn.weight"), ("phi3", "model.layers.0.self_attn.qkv_proj.weight"),
+        ("gpt2", "transformer.h.0.attn.c_attn.weight"),
+        ("phi3", "model.layers.0.self_attn.qkv_proj.weight"),
         ("gpt_neox", "gpt_neox.layers.0.attention.query_key_value.weight"),
         ("falcon", "transformer.h.0.self_attention.query_key_value.weight"),
         ("phi3", "model.layers.0.mlp.gate_up_proj.weight"),
@@ -142,7 +176,9 @@ def test_fused_weights() -> None:
         graph, _ = named(name)
         value = next(n for n, p in graph.graph.params.items() if parameter in p.fqns)
         trees = graph.shapes[value]
-        shown[parameter.rpartition(".")[0].rpartition(".")[2], name] = max(map(_text, trees), key=len)
+        shown[parameter.rpartition(".")[0].rpartition(".")[2], name] = max(
+            map(_text, trees), key=len
+        )
     assert shown == {
         ("c_attn", "gpt2"): "((6 8) + (6 8) + (6 8))",
         ("qkv_proj", "phi3"): "((3 2 (4 + 4)) + (3 (4 + 4)) + (3 8))",
@@ -194,7 +230,10 @@ def test_a_plan_names_a_dim_itself() -> None:
     graph = named("llama")[0].graph
     hint = Hint("model.layers.0.mlp", "width", "model.layers.0.mlp.up_proj.weight", 0)
     found = name_dims(graph, [hint])
-    assert found.lookup("model.layers.0", "width")[0].leaves == found.lookup("model.layers.0", "width")[0].leaves
+    assert (
+        found.lookup("model.layers.0", "width")[0].leaves
+        == found.lookup("model.layers.0", "width")[0].leaves
+    )
     assert sizes(found, "width") == {96}
     with pytest.raises(KeyError):
         name_dims(graph, [Hint("", "x", "no.such.weight", 0)])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import oracle
 import pytest
 import torch
-
-import oracle
-from plancc.ir.shape import NamedGraph, leaves
 from single import Calls
 from zoo import MODELS, named
+
+from plancc.ir.shape import NamedGraph, leaves
 
 
 @pytest.mark.parametrize("name", list(MODELS))

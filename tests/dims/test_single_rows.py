@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from single import Calls, show
 from torch import Tensor, randn
 
 from plancc.passes.rows import TABLE
 from plancc.passes.rows.call import schema
 from plancc.passes.rows.table import ELEMENTWISE
-from single import Calls, show
 
 
 def ints(high: int, *shape: int) -> Tensor:
@@ -63,19 +63,31 @@ CALLS: dict[str, Callable[[Calls], object]] = {
     "constant_pad": lambda c: c("aten.constant_pad_nd.default", X, [0, 0, 1, 1], 1.0),
     "layer_norm": lambda c: c("aten.layer_norm.default", X, [8], randn(8), randn(8)),
     "layer_norm two dims": lambda c: c("aten.layer_norm.default", X, [6, 8], randn(6, 8)),
-    "native_layer_norm": lambda c: c("aten.native_layer_norm.default", X, [8], randn(8), None, 1e-5),
+    "native_layer_norm": lambda c: c(
+        "aten.native_layer_norm.default", X, [8], randn(8), None, 1e-5
+    ),
     "rms_norm": lambda c: c("aten.rms_norm.default", X, [8], randn(8)),
     "group_norm": lambda c: c("aten.group_norm.default", X, 3, randn(6), randn(6)),
     "batch_norm": lambda c: c(
-        "aten.batch_norm.default", X, randn(6), randn(6), randn(6), randn(6).abs(), False, 0.1,
-        1e-5, False,
+        "aten.batch_norm.default",
+        X,
+        randn(6),
+        randn(6),
+        randn(6),
+        randn(6).abs(),
+        False,
+        0.1,
+        1e-5,
+        False,
     ),
     "conv1d": lambda c: c("aten.conv1d.default", X, randn(4, 6, 3), randn(4)),
     "conv1d depthwise": lambda c: c(
         "aten.conv1d.default", X, randn(6, 1, 3), randn(6), [1], [2], [1], 6
     ),
     "conv1d groups": lambda c: c("aten.conv1d.default", X, randn(4, 3, 3), None, [1], [0], [1], 2),
-    "conv2d": lambda c: c("aten.conv2d.default", randn(2, 3, 8, 8), randn(4, 3, 4, 4), None, [4, 4]),
+    "conv2d": lambda c: c(
+        "aten.conv2d.default", randn(2, 3, 8, 8), randn(4, 3, 4, 4), None, [4, 4]
+    ),
     "avg_pool2d": lambda c: c("aten.avg_pool2d.default", randn(2, 3, 8, 8), [2, 2]),
     "upsample": lambda c: c("aten.upsample_nearest2d.vec", randn(2, 3, 4, 4), [8, 8], None),
     "triu": lambda c: c("aten.triu.default", X),
@@ -87,12 +99,16 @@ CALLS: dict[str, Callable[[Calls], object]] = {
     "scatter value": lambda c: c("aten.scatter.value", X, 1, ints(6, 4, 2, 8), 1.0),
     "scatter_add": lambda c: c("aten.scatter_add.default", X, 1, ints(6, 4, 6, 8), Y),
     "index_add": lambda c: c("aten.index_add.default", X, 1, ints(6, 3), randn(4, 3, 8)),
-    "index_copy": lambda c: c("aten.index_copy.default", X, 1, torch.tensor([1, 3]), randn(4, 2, 8)),
+    "index_copy": lambda c: c(
+        "aten.index_copy.default", X, 1, torch.tensor([1, 3]), randn(4, 2, 8)
+    ),
     "index_select": lambda c: c("aten.index_select.default", X, 1, ints(6, 3)),
     "index": lambda c: c("aten.index.Tensor", X, [None, ints(6, 3, 2)]),
     "index apart": lambda c: c("aten.index.Tensor", X, [ints(4, 5), None, ints(8, 5)]),
     "index broadcast": lambda c: c("aten.index.Tensor", X, [ints(4, 3, 1), ints(6, 1, 5)]),
-    "index_put": lambda c: c("aten.index_put.default", X, [None, torch.tensor([1, 3])], randn(2, 8)),
+    "index_put": lambda c: c(
+        "aten.index_put.default", X, [None, torch.tensor([1, 3])], randn(2, 8)
+    ),
     "embedding_shard": lambda c: c("plancc.embedding_shard.default", ints(5, 4), randn(5, 6)),
     "prelu": lambda c: c("aten.prelu.default", X, randn(6)),
     "prelu one": lambda c: c("aten.prelu.default", X, randn(1)),
@@ -147,12 +163,19 @@ CALLS: dict[str, Callable[[Calls], object]] = {
     "attention mask": lambda c: attention(c, 2, mask=randn(3, 1, 5, 5), sinks=randn(4)),
     "attention alibi": lambda c: attention(c, 4, mask=randn(1, 4, 1, 5)),
     "attention past": lambda c: c(
-        "plancc.attention.default", randn(3, 4, 2, 8), randn(3, 2, 5, 8), randn(3, 2, 5, 6),
-        scale=0.3, causal=True,
+        "plancc.attention.default",
+        randn(3, 4, 2, 8),
+        randn(3, 2, 5, 8),
+        randn(3, 2, 5, 6),
+        scale=0.3,
+        causal=True,
     ),
     "sdpa": lambda c: c(
-        "aten.scaled_dot_product_attention.default", randn(3, 4, 5, 8), randn(3, 2, 5, 8),
-        randn(3, 2, 5, 6), enable_gqa=True,
+        "aten.scaled_dot_product_attention.default",
+        randn(3, 4, 5, 8),
+        randn(3, 2, 5, 8),
+        randn(3, 2, 5, 6),
+        enable_gqa=True,
     ),
 }
 
@@ -163,8 +186,15 @@ def experts(calls: Calls, **options: bool) -> object:
     down = randn(3, 6, 4)
     tensors = [up.mT.contiguous(), down.mT.contiguous()] if turn else [up, down]
     return calls(
-        "plancc.experts.default", randn(5, 6), ints(3, 5, 2), randn(5, 2).abs(), *tensors,
-        randn(3, up.shape[1]), randn(3, 6), act="silu", **options,
+        "plancc.experts.default",
+        randn(5, 6),
+        ints(3, 5, 2),
+        randn(5, 2).abs(),
+        *tensors,
+        randn(3, up.shape[1]),
+        randn(3, 6),
+        act="silu",
+        **options,
     )
 
 
@@ -181,13 +211,17 @@ def test_row(name: str) -> None:
 
 
 EXTRA = {
-    "div.Tensor_mode": {"rounding_mode": "floor"}, "div.Scalar_mode": {"rounding_mode": "trunc"},
-    "clamp.default": {"min": 0.2}, "clamp.Tensor": {"min": torch.tensor(0.2)},
+    "div.Tensor_mode": {"rounding_mode": "floor"},
+    "div.Scalar_mode": {"rounding_mode": "trunc"},
+    "clamp.default": {"min": 0.2},
+    "clamp.Tensor": {"min": torch.tensor(0.2)},
     "round.decimals": {"decimals": 1},
 }
 FIRST_BOOL = ("where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar")
 TENSORS: tuple[Callable[[], Tensor], ...] = (
-    lambda: torch.rand(4, 6) * 0.9 + 0.05, lambda: ints(3, 4, 6) + 1, lambda: randn(4, 6) > 0,
+    lambda: torch.rand(4, 6) * 0.9 + 0.05,
+    lambda: ints(3, 4, 6) + 1,
+    lambda: randn(4, 6) > 0,
     lambda: torch.complex(randn(4, 6), randn(4, 6)),
 )
 
@@ -210,7 +244,7 @@ def arguments(op: str, make: Callable[[], Tensor], scalar: object) -> list[objec
 
 @pytest.mark.parametrize("op", ELEMENTWISE.split())
 def test_elementwise_row(op: str) -> None:
-    """Tried with floats, integers, booleans, complex numbers: one of them the operator must take."""
+    """Tried with floats, integers, booleans, complex numbers: one of them must do."""
     failures = []
     for make in TENSORS:
         for scalar in (0.5, 1):
@@ -228,7 +262,9 @@ def test_elementwise_row(op: str) -> None:
 
 def test_every_overload_of_the_table_is_tried_or_exists() -> None:
     missing = [
-        op for row in TABLE for op in row.ops.split()
+        op
+        for row in TABLE
+        for op in row.ops.split()
         if schema(f"{row.namespace}.{op}") is None and not op.startswith("cache_append")
     ]
     assert missing == []
@@ -246,8 +282,11 @@ def test_select_of_a_concatenation_is_a_cut() -> None:
     named = calls.run().named
     assert show(named.shapes["p0"][1]) == "(3 (4 + () + ()) 8)"
     for node in calls.nodes[1:]:
-        assert not any("c" in op.labels[2] for op in named.bindings[node.name].operands[:1]
-                       if "c" in named.bindings[node.name].whole)
+        assert not any(
+            "c" in op.labels[2]
+            for op in named.bindings[node.name].operands[:1]
+            if "c" in named.bindings[node.name].whole
+        )
     assert calls.check() > 10
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
+import model_zoo
 import pytest
 from torch import Tensor, nn
 
-import model_zoo
 from plancc.ir.shape import NamedGraph
 from plancc.passes.capture import capture
 from plancc.passes.name_dims import name_dims
@@ -35,7 +35,7 @@ OWN: dict[str, Callable[[], nn.Module]] = {
 MODELS: dict[str, Callable[[], nn.Module]] = OWN | model_zoo.ZOO
 
 
-@lru_cache(maxsize=None)
+@cache
 def named(name: str) -> tuple[NamedGraph, dict[str, Tensor]]:
     """A model's named graph and its state; skips the test where the model cannot be captured."""
     model = MODELS[name]()
