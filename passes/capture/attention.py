@@ -20,6 +20,7 @@ SDPA = "aten.scaled_dot_product_attention.default"
 ATTENTION = "plancc.attention.default"
 _PRODUCTS = ("aten.matmul.default", "aten.bmm.default")
 _SOFTMAX = ("aten.softmax.int", "aten._softmax.default")
+_FLOORS = ("aten.max.other", "aten.maximum.default", "aten.clamp_min.default")
 _CASTS = ("aten.to.dtype",)
 
 
@@ -281,6 +282,8 @@ class Recogniser:
             return self.hidden(args[1], Atom(args[0].name, True), factor)
         if target == "aten.where.self" and (self.number(args[2]) or 0.0) <= HIDDEN:
             return self.hidden(args[1], Atom(args[0].name, True), factor)
+        if target in _FLOORS and (self.number(args[1]) or 0.0) <= HIDDEN:
+            return self.scores(args[0].name, factor)
         if target in _PRODUCTS:
             return self.product(args[0].name, args[1].name, factor)
         if target == "aten.baddbmm.default":
@@ -325,6 +328,9 @@ class Recogniser:
         """Return the number that an argument is: a constant, or a constant tensor of one element."""
         if isinstance(arg, (int, float)):
             return float(arg)
+        node = self.makers.get(arg.name) if isinstance(arg, Ref) else None
+        if node is not None and node.target == "aten.full.default" and node.args[0] == ():
+            return float(node.args[1])
         param = self.graph.params.get(arg.name) if isinstance(arg, Ref) else None
         if param is not None and param.kind == "const" and param.data.numel() == 1:
             return float(param.data)

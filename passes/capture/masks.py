@@ -170,13 +170,13 @@ class Masks:
 
 
 def meaning(seen: Tensor) -> tuple[bool, int] | None:
-    """Guess (causal, window) from the middle row of a mask [..., T, T]."""
+    """Guess (causal, window) from the first and the last row of a mask [..., T, T]."""
     size = seen.shape[-1]
-    row = size // 2
-    flat = seen.reshape(-1, size, size)[0, row].nonzero().flatten().tolist()
-    if not flat:
+    first, last = seen.reshape(-1, size, size)[0, [0, -1]]
+    keys = last.nonzero().flatten().tolist()
+    if not keys:
         return None
-    return flat[-1] == row, 0 if flat[0] == 0 else row - flat[0] + 1
+    return not bool(first[1:].any()), size - keys[0] if keys[0] else 0
 
 
 def matches(seen: Tensor, causal: bool, window: int) -> bool:
