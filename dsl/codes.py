@@ -40,6 +40,7 @@ CODES: dict[str, str] = {
     "P311": "the model block differs from the model",
     "P312": "tied parameters lie on two meshes",
     "P313": "a coordinate lies beyond its axis",
+    "P314": "an operator without a row",
     "P401": "a statement cannot stand in this block",
     "P402": "a guard always or never holds",
     "P403": "a pool cannot have this size",

@@ -16,7 +16,6 @@ from plancc.dsl.source import Span
 UNSUPPORTED: dict[tuple[str, str], str] = {
     ("statement", "pool"): "a pool",
     ("statement", "comm"): "a comm line",
-    ("model", "dim"): "a dim named in the plan",
     ("mode", "train"): "training",
     ("rule", "combine"): "`combine`",
     ("rule", "share"): "`share`",

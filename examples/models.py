@@ -1,6 +1,6 @@
 """Two plain causal language models, written as anyone would: no plancc in sight.
 
-    plancc compile examples/tp8_pp2.plan --model examples/models.py:dense --model-arg layers=2
+plancc compile examples/tp8_pp2.plan --model examples/models.py:dense --model-arg layers=2
 """
 
 from __future__ import annotations
@@ -141,8 +141,13 @@ class CausalLM(nn.Module):
 
 
 def dense(
-    layers: int = 4, hidden: int = 4096, heads: int = 32, kv_heads: int | None = None,
-    ffn: int = 16384, vocab: int = 32000, max_len: int = 4096,
+    layers: int = 4,
+    hidden: int = 4096,
+    heads: int = 32,
+    kv_heads: int | None = None,
+    ffn: int = 16384,
+    vocab: int = 32000,
+    max_len: int = 4096,
 ) -> nn.Module:
     """Build a dense causal language model; `kv_heads` defaults to `heads`."""
     blocks = [DenseBlock(hidden, heads, kv_heads or heads, ffn) for _ in range(layers)]
@@ -150,8 +155,15 @@ def dense(
 
 
 def moe(
-    layers: int = 4, hidden: int = 4096, heads: int = 32, kv_heads: int | None = None,
-    experts: int = 16, top_k: int = 2, ffn: int = 14336, vocab: int = 32000, max_len: int = 4096,
+    layers: int = 4,
+    hidden: int = 4096,
+    heads: int = 32,
+    kv_heads: int | None = None,
+    experts: int = 16,
+    top_k: int = 2,
+    ffn: int = 14336,
+    vocab: int = 32000,
+    max_len: int = 4096,
 ) -> nn.Module:
     """Build a mixture-of-experts causal language model with `top_k` of `experts` per token."""
     blocks = [

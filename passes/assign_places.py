@@ -49,7 +49,9 @@ class AssignPlaces:
         places = work.nodes(unit.static)
         rules = work.parameters()
         work.finish(places)
-        return replace(unit, places=settle_glue(unit, places), param_rules=rules)
+        settled = settle_glue(unit, places)
+        work.check_tied(settled)
+        return replace(unit, places=settled, param_rules=rules)
 
 
 class _Assignment:
@@ -207,6 +209,25 @@ class _Assignment:
         if key not in self.anchors:
             self.anchors[key] = self.named.lookup(scope, dim)
         return self.anchors[key]
+
+    def check_tied(self, places: Mapping[str, Placed]) -> None:
+        """P312: a tied parameter whose users live on several stages is held by each of them."""
+        homes: dict[str, dict[Stage, Placed]] = {}
+        for node in self.named.graph.nodes:
+            placed = places.get(node.name)
+            for ref in node.refs() if placed else ():
+                param = self.named.graph.params.get(ref)
+                if placed is not None and param is not None and len(param.fqns) > 1:
+                    homes.setdefault(ref, {})[placed.stage] = placed
+        for value, stages in homes.items():
+            if len(stages) > 1:
+                names = " = ".join(self.named.graph.params[value].fqns)
+                where = " and ".join(f"`{stage}`" for stage in stages)
+                self.report.warning(
+                    "P312", f"tied parameters {names} lie on {where}",
+                    next(reversed(stages.values())).span, label="a second copy is held here",
+                    help=["place both on one stage to hold them once"],
+                )  # fmt: skip
 
     def finish(self, places: Mapping[str, Placed]) -> None:
         """P310 for jobs whose dim was found nowhere, P307 for nodes without a mesh."""

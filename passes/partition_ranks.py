@@ -24,7 +24,7 @@ from plancc.ir.program import (
     produced,
 )
 from plancc.passes.base import Unit
-from plancc.passes.name_leaves import name_leaves
+from plancc.ir.leaf_names import name_leaves
 
 
 @dataclass(frozen=True)

@@ -101,9 +101,9 @@ def name_model(plan: ResolvedPlan, graph: Graph, report: Report) -> NamedGraph:
 
 
 def report_unknown(problem: UnknownOperator, report: Report) -> None:
-    """P313: an operator that has no row, with its module and model line."""
+    """P314: an operator that has no row, with its module and model line."""
     report.error(
-        "P313",
+        "P314",
         f"operator `{problem.op}` has no row",
         None,
         notes=[f"at {problem.path or 'the root module'} ({problem.line})"],

@@ -1,7 +1,7 @@
 """Models by name: what `--model` says, built with parameters on meta and real buffers.
 
-`package.module:factory`, `path/to/file.py:factory` (with `--model-arg k=v`) or `hf:FOLDER`. No weight is
-allocated or initialised, so an 80-layer 70B shape loads in a second.
+`package.module:factory`, `path/to/file.py:factory` (with `--model-arg k=v`) or `hf:FOLDER`.
+No weight is allocated or initialised, so an 80-layer 70B shape loads in a second.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def find_factory(place: str, name: str, spec: str) -> Callable[..., Any]:
     factory = getattr(source, name, None)
     if not callable(factory):
         functions = sorted(
-            key for key, value in vars(source).items()
+            key
+            for key, value in vars(source).items()
             if callable(value) and getattr(value, "__module__", None) == source.__name__
         )
         raise ModelError(
@@ -154,7 +155,9 @@ def call(action: Callable[[], Any], message: str) -> Any:
         raise ModelError(message, (f"{type(error).__name__}: {error}", where)) from error
 
 
-def typed_arguments(factory: Callable[..., Any], args: Mapping[str, str], spec: str) -> dict[str, Any]:
+def typed_arguments(
+    factory: Callable[..., Any], args: Mapping[str, str], spec: str
+) -> dict[str, Any]:
     """Convert `--model-arg` texts by the factory's annotations or defaults."""
     try:
         parameters = inspect.signature(factory).parameters
@@ -176,7 +179,7 @@ def typed_arguments(factory: Callable[..., Any], args: Mapping[str, str], spec: 
 
 
 def typed_value(text: str, hint: Any, default: Any, where: str) -> Any:
-    """Convert one text: by annotation, else by the default's type, else as a number if it is one."""
+    """Convert a text by annotation, else by the default's type, else to a number if it is one."""
     kinds = [kind for kind in (typing.get_args(hint) or (hint,)) if kind not in (None, type(None))]
     if kinds == [] or not all(isinstance(kind, type) for kind in kinds):
         kinds = [type(default)] if default not in (None, inspect.Parameter.empty) else []
@@ -209,8 +212,12 @@ def load_folder(spec: str) -> LoadedModel:
     try:
         import transformers
     except ImportError:
-        raise ModelError("hf: models need the `transformers` package", ("pip install plancc[hf]",)) from None
-    config = call(lambda: transformers.AutoConfig.from_pretrained(folder), f"`{config_file}` is refused")
+        raise ModelError(
+            "hf: models need the `transformers` package", ("pip install plancc[hf]",)
+        ) from None
+    config = call(
+        lambda: transformers.AutoConfig.from_pretrained(folder), f"`{config_file}` is refused"
+    )
     wanted = [str(name) for name in raw.get("architectures") or ()]
     causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in wanted)
     kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
@@ -218,7 +225,10 @@ def load_folder(spec: str) -> LoadedModel:
         module = call(lambda: kind.from_config(config), f"`{spec}` cannot be built")
     check_buffers(module, spec)
     weights = tuple(sorted(folder.glob("*.safetensors")))
-    tokens = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"))
+    tokens = any(
+        (folder / name).is_file()
+        for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+    )
     return LoadedModel(
         module.eval(), spec, weights or None, folder if tokens else None, causal, facts(config)
     )
@@ -229,7 +239,9 @@ def facts(config: Any) -> dict[str, int]:
     config = getattr(config, "text_config", config)
     known: dict[str, int] = {}
     for fact, names in _FACTS.items():
-        value = next((v for name in names if isinstance(v := getattr(config, name, None), int)), None)
+        value = next(
+            (v for name in names if isinstance(v := getattr(config, name, None), int)), None
+        )
         if value is not None:
             known[fact] = value
     return known
@@ -279,5 +291,3 @@ def check_buffers(module: nn.Module, spec: str) -> None:
     lost = [name for name, buffer in module.named_buffers() if buffer.is_meta]
     if lost:
         raise ModelError(f"`{spec}`: buffer `{lost[0]}` is on meta, so its value is not known")
-
-

@@ -51,12 +51,15 @@ class Receive:
 
 @dataclass(slots=True)
 class Message:
+    """One tensor on its way, with the instruction that sent it."""
+
     tensor: Tensor
     at: int
 
 
 @contextmanager
 def outside_autograd() -> Iterator[None]:
+    """Run a function without recording gradients: transports return fresh tensors."""
     with torch.inference_mode(False), torch.no_grad():
         yield
 

@@ -23,7 +23,9 @@ Channel = tuple[int, ...]
 GROUP, MESSAGE, PART = range(3)
 
 _HEAD = struct.Struct("<qqqQ")  # changes, instruction or -1, state, meeting
-_ENTRY = struct.Struct("<QqQ104s")  # meeting, instruction, program, text
+_KEY = struct.Struct("<Q")  # meeting
+_ENTRY = struct.Struct("<qQ104s")  # instruction, program, text
+_SLOT = _KEY.size + _ENTRY.size
 _ENTRIES = 512
 _TEXT = 104
 
@@ -54,7 +56,7 @@ class Beacons:
     def __init__(self, path: Path, world: int, *, create: bool = False) -> None:
         self.world = world
         self._mask = (world + 63) // 64 * 8
-        self._region = _HEAD.size + self._mask + _ENTRIES * _ENTRY.size
+        self._region = _HEAD.size + self._mask + _ENTRIES * _SLOT
         with path.open("x+b" if create else "r+b") as file:
             if create:
                 file.truncate(self._region * world)
@@ -83,7 +85,7 @@ class Beacons:
             low = start + _HEAD.size
             self._map[low : low + self._mask] = mask.to_bytes(self._mask, "little")
         at = -1 if instruction is None else instruction
-        _HEAD.pack_into(self._map, start, changes, at, state, meeting)
+        self._map[start : start + _HEAD.size] = _HEAD.pack(changes, at, state, meeting)
 
     def read(self, rank: int) -> Standing:
         """Return where a rank stands."""
@@ -96,21 +98,25 @@ class Beacons:
 
     def post(self, rank: int, meeting: int, entry: Entry) -> None:
         """Put on the board what a rank brings to a meeting."""
-        text = entry.text.encode()
-        _ENTRY.pack_into(
-            self._map, self._slot(rank, meeting), meeting, entry.instruction, entry.program, text
-        )
+        slot = self._slot(rank, meeting)
+        body = _ENTRY.pack(entry.instruction, entry.program, entry.text.encode())
+        _KEY.pack_into(self._map, slot, 0)  # nobody may see the key beside another entry's body
+        self._map[slot + _KEY.size : slot + _KEY.size + _ENTRY.size] = body
+        _KEY.pack_into(self._map, slot, meeting)
 
     def look(self, rank: int, meeting: int) -> Entry | None:
         """Return what a rank brought to a meeting, or None if it is not (or no longer) known."""
-        found, at, program, text = _ENTRY.unpack_from(self._map, self._slot(rank, meeting))
-        if found != meeting:
+        slot = self._slot(rank, meeting)
+        if _KEY.unpack_from(self._map, slot)[0] != meeting:
+            return None
+        at, program, text = _ENTRY.unpack_from(self._map, slot + _KEY.size)
+        if _KEY.unpack_from(self._map, slot)[0] != meeting:
             return None
         return Entry(at, program, text.rstrip(b"\0").decode(errors="replace"))
 
     def _slot(self, rank: int, meeting: int) -> int:
         board = rank * self._region + _HEAD.size + self._mask
-        return board + meeting % _ENTRIES * _ENTRY.size
+        return board + meeting % _ENTRIES * _SLOT
 
 
 class Beacon:

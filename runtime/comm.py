@@ -38,7 +38,9 @@ class Comm:
         peers = self.view.peers(self.view.parts(parts))
         frame, pieces = self._pieces(d, peers)
         shapes = [_resized(x, dim, length(p)) for p in pieces]
-        found = self._in_order(peers, shapes, lambda s: self.transport.all_gather(x, peers.group, s, at))
+        found = self._in_order(
+            peers, shapes, lambda s: self.transport.all_gather(x, peers.group, s, at)
+        )
         return join(found, dim, frame, pieces)
 
     def reduce_scatter(self, x: Tensor, dim: int, d: Dim, parts: Parts, at: int) -> Tensor:

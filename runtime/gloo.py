@@ -19,7 +19,7 @@ from torch import Tensor
 from plancc.runtime.distributed import DistributedTransport
 from plancc.runtime.transport import Group
 
-SMALL = 1 << 16  # bytes up to which all_reduce gathers and adds, instead of going round a ring
+SMALL = 1 << 18  # bytes up to which all_reduce gathers and adds, instead of going round a ring
 RING_DTYPES = {
     torch.float64, torch.float32, torch.float16, torch.bfloat16,
     torch.int64, torch.int32, torch.int8, torch.uint8,

@@ -1,7 +1,7 @@
 """Recognise attention: sdpa nodes and matmul-softmax-matmul become plancc.attention.
 
-Scales, additive and bool masks, soft caps and casts between the two products are understood; key and
-value heads that were repeated for grouped queries are folded back; masks go through `masks`.
+Scales, additive and bool masks, soft caps and casts between the two products are understood; key
+and value heads repeated for grouped queries are folded back; masks go through `masks`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Recogniser:
         nodes: list[Node] = []
         for node in self.graph.nodes:
             self.new = []
-            if node.target == SDPA and self.sdpa(node) or node.target == ATTENTION:
+            if (node.target == SDPA and self.sdpa(node)) or node.target == ATTENTION:
                 if node.target == ATTENTION:
                     self.canonical(node)
                 nodes += self.new
@@ -70,8 +70,14 @@ class Recogniser:
         kept, params = drop_unused(nodes, self.graph.params, self.graph.outputs)
         return replace(self.graph, nodes=tuple(kept), params=params)
 
-    def emit(self, like: Node, target: str, args: tuple[Any, ...], shape: tuple[Size, ...],
-             dtype: torch.dtype) -> str:
+    def emit(
+        self,
+        like: Node,
+        target: str,
+        args: tuple[Any, ...],
+        shape: tuple[Size, ...],
+        dtype: torch.dtype,
+    ) -> str:
         """Add a node near `like`; return its value's name."""
         self.count += 1
         value = Value(f"{like.name}_a{self.count}", shape, dtype)
@@ -128,7 +134,10 @@ class Recogniser:
         if scores.transposed:
             b, h, d, t = self.values[k].shape
             k = self.emit(
-                node, "aten.permute.default", (Ref(k), (0, 1, 3, 2)), (b, h, t, d),
+                node,
+                "aten.permute.default",
+                (Ref(k), (0, 1, 3, 2)),
+                (b, h, t, d),
                 self.values[k].dtype,
             )
         k, v = self.fold_groups(q, k, v)
@@ -164,7 +173,9 @@ class Recogniser:
         off = self.emit(node, "aten.bitwise_not.default", (Ref(seen),), veil.shape, veil.dtype)
         shape = broadcast(self.values[total].shape, veil.shape)
         args = (Ref(total), Ref(off), float("-inf"))
-        return Ref(self.emit(node, "aten.masked_fill.Scalar", args, shape, self.values[total].dtype))
+        return Ref(
+            self.emit(node, "aten.masked_fill.Scalar", args, shape, self.values[total].dtype)
+        )
 
     def fold(self, node: Node, target: str, names: list[str]) -> str | None:
         """Combine values by a binary operator."""
@@ -184,7 +195,9 @@ class Recogniser:
         if atom.factor == 1.0:
             return name
         value = self.values[name]
-        return self.emit(node, "aten.mul.Tensor", (Ref(name), atom.factor), value.shape, value.dtype)
+        return self.emit(
+            node, "aten.mul.Tensor", (Ref(name), atom.factor), value.shape, value.dtype
+        )
 
     def boolean(self, node: Node, atom: Atom) -> str:
         """Return a bool atom with four dims, True where keys are seen."""
@@ -244,7 +257,8 @@ class Recogniser:
         """Yield each second product of an eager attention, with what leads to it."""
         for node in self.graph.nodes:
             if node.target not in _SOFTMAX or argument(node, 1, -1) not in (
-                -1, len(node.outs[0].shape) - 1
+                -1,
+                len(node.outs[0].shape) - 1,
             ):
                 continue
             product = self.second_product(node.outs[0].name)
@@ -325,7 +339,7 @@ class Recogniser:
         return self.scores(node.args[0].name, times)
 
     def number(self, arg: Any) -> float | None:
-        """Return the number that an argument is: a constant, or a constant tensor of one element."""
+        """Return the number that an argument is: a constant or a constant tensor of one element."""
         if isinstance(arg, (int, float)):
             return float(arg)
         node = self.makers.get(arg.name) if isinstance(arg, Ref) else None

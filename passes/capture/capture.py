@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 
 from plancc.ir.graph import BATCH, TOKENS, Graph, Ref
 from plancc.models import LoadedModel, ModelError
-from plancc.passes.capture.convert import convert, flat_outputs
 from plancc.passes.capture.attention import recognise_attention
+from plancc.passes.capture.convert import convert, flat_outputs
 from plancc.passes.capture.export import symbolic, trace
 from plancc.passes.capture.functionalize import functionalize
 from plancc.passes.capture.hugging_face import canonical, is_hugging_face

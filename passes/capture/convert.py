@@ -1,4 +1,4 @@
-"""Convert an exported program into a Graph: sizes become expressions, bookkeeping nodes disappear."""
+"""Convert an exported program into a Graph: sizes become expressions, bookkeeping disappears."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from plancc.dsl.errors import Bug
-from plancc.ir.graph import Graph, Node, Param, Ref, Value
+from plancc.ir.graph import Node, Param, Ref, Value
 from plancc.models import ModelError
 from plancc.passes.capture.lines import model_line, module_path
 from plancc.passes.capture.sizes import Sizes
@@ -145,7 +145,9 @@ class Converted:
 
 
 def convert(
-    program: ExportedProgram, sizes: Sizes, names: Mapping[str, tuple[str, ...]],
+    program: ExportedProgram,
+    sizes: Sizes,
+    names: Mapping[str, tuple[str, ...]],
     tensors: Mapping[str, Tensor],
 ) -> Converted:
     """Convert an exported program.
@@ -187,7 +189,11 @@ def parameter(spec: Any, value: Value, fqns: tuple[str, ...], data: Tensor | Non
 
 def target_name(target: Any) -> str:
     """Return "aten.linear.default" for an operator, a readable name for anything else."""
-    return str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
+    return (
+        str(target)
+        if isinstance(target, torch._ops.OpOverload)
+        else getattr(target, "__name__", str(target))
+    )
 
 
 def is_size(val: Any) -> bool:
@@ -202,6 +208,8 @@ def flat_outputs(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat_outputs(item, f"{prefix}_{key}" if prefix else str(key))
     elif isinstance(tree, (tuple, list)):
         for index, item in enumerate(tree):
-            yield from flat_outputs(item, f"{prefix or 'output'}_{index}" if prefix or index else "output")
+            yield from flat_outputs(
+                item, f"{prefix or 'output'}_{index}" if prefix or index else "output"
+            )
     elif tree is not None:
         yield prefix or "output", tree

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,22 +19,43 @@ from plancc.ops import resolve
 from plancc.passes.capture.simplify import argument, permutation, positive
 
 _INVERTED_BY_SHAPE = {
-    "aten.view.default", "aten.reshape.default", "aten._unsafe_view.default",
-    "aten.unsqueeze.default", "aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims",
-    "aten.flatten.using_ints", "aten.unflatten.int", "aten.view_as.default",
+    "aten.view.default",
+    "aten.reshape.default",
+    "aten._unsafe_view.default",
+    "aten.unsqueeze.default",
+    "aten.squeeze.default",
+    "aten.squeeze.dim",
+    "aten.squeeze.dims",
+    "aten.flatten.using_ints",
+    "aten.unflatten.int",
+    "aten.view_as.default",
     "aten.reshape_as.default",
 }
 _TRANSPOSING = {
-    "aten.t.default", "aten.transpose.int", "aten.permute.default", "aten.numpy_T.default",
-    "aten.mT.default", "aten.swapaxes.default", "aten.movedim.int",
+    "aten.t.default",
+    "aten.transpose.int",
+    "aten.permute.default",
+    "aten.numpy_T.default",
+    "aten.mT.default",
+    "aten.swapaxes.default",
+    "aten.movedim.int",
 }
 _ARITHMETIC = ("aten.add.", "aten.sub.", "aten.mul.", "aten.div.", "aten.pow.", "aten.addcmul.")
 _SPLITTING = {
-    "aten.split.Tensor", "aten.split.sizes", "aten.split_with_sizes.default", "aten.chunk.default",
+    "aten.split.Tensor",
+    "aten.split.sizes",
+    "aten.split_with_sizes.default",
+    "aten.chunk.default",
 }
 _IDENTITY = {
-    "aten.alias.default", "aten.contiguous.default", "aten.to.dtype", "aten.to.dtype_layout",
-    "aten.to.other", "aten.to.device", "aten.dropout.default", "aten.expand.default",
+    "aten.alias.default",
+    "aten.contiguous.default",
+    "aten.to.dtype",
+    "aten.to.dtype_layout",
+    "aten.to.other",
+    "aten.to.device",
+    "aten.dropout.default",
+    "aten.expand.default",
 }
 
 
@@ -90,11 +111,17 @@ class Functionalizer:
         source = node.args[0] if node.args else None
         for index, value in enumerate(node.outs):
             home = self.storage.get(value.name)
-            if isinstance(source, Ref) and home is not None and home == self.storage.get(source.name):
+            if (
+                isinstance(source, Ref)
+                and home is not None
+                and home == self.storage.get(source.name)
+            ):
                 self.values[value.name] = value
                 parent = self.aliases[source.name]
                 views = (*parent.views, (node, index))
-                self.aliases[value.name] = Alias(parent.base, views, value.name, parent.base.version)
+                self.aliases[value.name] = Alias(
+                    parent.base, views, value.name, parent.base.version
+                )
             else:
                 self.start(value)
 
@@ -189,9 +216,7 @@ class Functionalizer:
             return name
         return self.emit(node, "aten.to.dtype", (Ref(name), old.dtype), old)
 
-    def undo(
-        self, node: Node, view: Node, index: int, alias: Alias, depth: int, new: str
-    ) -> str:
+    def undo(self, node: Node, view: Node, index: int, alias: Alias, depth: int, new: str) -> str:
         """Put `new` back where view number `depth` of an alias took it from; return the whole."""
         source, target = self.values[view.args[0].name], view.target
         if target in _IDENTITY and view.outs[0].shape == source.shape:
@@ -226,15 +251,21 @@ class Functionalizer:
 
 
 def functionalize(
-    nodes: Sequence[Node], params: Mapping[str, Param], inputs: Sequence[Value],
-    outputs: Mapping[str, str], storage: Mapping[str, int],
+    nodes: Sequence[Node],
+    params: Mapping[str, Param],
+    inputs: Sequence[Value],
+    outputs: Mapping[str, str],
+    storage: Mapping[str, int],
 ) -> tuple[list[Node], dict[str, str]]:
-    """Return nodes without in-place operators, and the renamed outputs; ModelError if impossible."""
+    """Return nodes without in-place operators and the renamed outputs, or raise ModelError."""
     if all(written_argument(node.target) is None for node in nodes):
         return list(nodes), dict(outputs)
     fixed = [(value, f"to the input `{value.name}`") for value in inputs]
     fixed += [
-        (param.value, f"to the {'parameter' if param.kind == 'param' else 'buffer'} `{param.fqns[0]}`")
+        (
+            param.value,
+            f"to the {'parameter' if param.kind == 'param' else 'buffer'} `{param.fqns[0]}`",
+        )
         for param in params.values()
     ]
     work = Functionalizer(storage, fixed)
@@ -244,7 +275,7 @@ def functionalize(
     return work.nodes, renamed
 
 
-@lru_cache(maxsize=None)
+@cache
 def written_argument(target: str) -> str | None:
     """Return the name of the argument that an operator writes, or None."""
     if target.startswith("plancc."):

@@ -1,7 +1,8 @@
 """Canonical Hugging Face models: attention, masks and experts through transformers' own registries.
 
-While inside `canonical`, each attention of a model that uses the registries is one plancc::attention
-(causal, window, softcap, sinks told apart), each expert layer one plancc::experts. Configs are restored.
+While inside `canonical`, each attention of a model that uses the registries is one
+plancc::attention (causal, window, softcap, sinks told apart), each expert layer one plancc::experts.
+Configs are restored.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ NAME = "plancc"
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """What a mask made by transformers means: causal or not, a window (0: none), padding or None."""
+    """What a mask made by transformers means: causal or not, a window (0: none), padding."""
 
     causal: bool
     window: int
@@ -75,8 +76,7 @@ def canonical(model: nn.Module) -> Iterator[None]:
 
 
 def stop_packing(saved: list[tuple[Any, str, Any]]) -> None:
-    """Tell transformers that no sequences are packed: it looks for them in position ids that it makes
-    itself, by values that no trace has."""
+    """Tell transformers that no sequences are packed: it would look at values that no trace has."""
     from transformers import masking_utils
 
     name = "find_packed_sequence_indices"
@@ -101,7 +101,7 @@ def configs(model: nn.Module) -> Iterator[tuple[Any, bool, bool]]:
 
 
 def register() -> None:
-    """Register plancc's functions in transformers (once; they are inert until a config names them)."""
+    """Register plancc's functions in transformers; they are inert until a config names them."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -112,8 +112,14 @@ def register() -> None:
 
 
 def make_mask(
-    batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0,
-    mask_function: Any = None, attention_mask: Tensor | None = None, local_size: int | None = None,
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: Any = None,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
     **rest: Any,
 ) -> Tensor:
     """Build the bool mask that the model asks for, and remember what it means."""
@@ -121,9 +127,15 @@ def make_mask(
 
     rest |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     mask = sdpa_mask(
-        batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset,
-        kv_offset=kv_offset, mask_function=mask_function, attention_mask=attention_mask,
-        local_size=local_size, **rest,
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        q_offset=q_offset,
+        kv_offset=kv_offset,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        local_size=local_size,
+        **rest,
     )
     meaning = recognise(mask_function, local_size or 0)
     if meaning is not None:
@@ -166,9 +178,17 @@ def holds_tensor(function: Any) -> bool:
 
 
 def attention_forward(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    dropout: float = 0.0, scaling: float | None = None, is_causal: bool | None = None,
-    softcap: float | None = None, s_aux: Tensor | None = None, position_bias: Tensor | None = None,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """Emit one plancc::attention; [B, T, H, Dv] and no weights, as transformers expects."""
@@ -181,9 +201,15 @@ def attention_forward(
     if position_bias is not None:
         mask = position_bias if mask is None else join(mask, position_bias)
     out = torch.ops.plancc.attention(
-        query, key, value, mask, s_aux,
+        query,
+        key,
+        value,
+        mask,
+        s_aux,
         scale=float(scaling if scaling is not None else query.shape[-1] ** -0.5),
-        causal=causal, window=window, softcap=float(softcap or 0.0),
+        causal=causal,
+        window=window,
+        softcap=float(softcap or 0.0),
     )
     return out.transpose(1, 2).contiguous(), None
 
@@ -200,10 +226,16 @@ def experts_forward(module: nn.Module, x: Tensor, index: Tensor, weight: Tensor)
     gated, biased = module.has_gate, module.has_bias
     first = "gate_up_proj" if gated else "up_proj"
     return torch.ops.plancc.experts(
-        x, index, weight, getattr(module, first), module.down_proj,
+        x,
+        index,
+        weight,
+        getattr(module, first),
+        module.down_proj,
         getattr(module, f"{first}_bias") if biased else None,
         module.down_proj_bias if biased else None,
-        transposed=module.is_transposed, gated=gated, **activation(module),
+        transposed=module.is_transposed,
+        gated=gated,
+        **activation(module),
     )
 
 

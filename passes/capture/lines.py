@@ -1,4 +1,4 @@
-"""Where in the model a traced node comes from: its module path, and the line of the model's own code."""
+"""Where in the model a traced node comes from: module path, and line of the model's own code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def module_path(node: fx.Node) -> str:
 
 def model_line(trace: str) -> str:
     """Return "file.py:161": the innermost frame of a stack trace outside torch and plancc."""
-    frames = [(path, line) for path, line in _FRAME.findall(trace) if not path.startswith(NOT_MODEL)]
+    frames = [
+        (path, line) for path, line in _FRAME.findall(trace) if not path.startswith(NOT_MODEL)
+    ]
     modelled = [frame for frame in frames if "transformers/models/" in frame[0]]
     frames = modelled or frames
     return f"{Path(frames[-1][0]).name}:{frames[-1][1]}" if frames else ""

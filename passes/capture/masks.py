@@ -1,7 +1,7 @@
-"""What an attention mask means: proved by evaluating it on small sizes, where it depends on sizes only.
+"""What an attention mask means: proved by evaluating it at a few sizes, if it depends on no input.
 
-A mask is taken apart into atoms (sums, ands, fills); an atom that is exactly causal, a sliding window or
-all visible becomes an option of plancc::attention, the rest stays an operand.
+A mask is taken apart into atoms (sums, ands, fills); an atom that is exactly causal, a sliding
+window or all visible becomes an option of plancc::attention, the rest stays an operand.
 """
 
 from __future__ import annotations
@@ -78,7 +78,10 @@ class Masks:
         """Yield the operands that a mask node combines, if it does."""
         target, args = node.target, node.args
         if atom.boolean:
-            if target in ("aten.bitwise_and.Tensor", "aten.logical_and.default") and not atom.negated:
+            if (
+                target in ("aten.bitwise_and.Tensor", "aten.logical_and.default")
+                and not atom.negated
+            ):
                 yield from (Atom(arg.name, True) for arg in args[:2])
             if target in ("aten.bitwise_or.Tensor", "aten.logical_or.default") and atom.negated:
                 yield from (Atom(arg.name, True, True) for arg in args[:2])
@@ -140,10 +143,12 @@ class Masks:
         tables = [self.graph.params[name] for name in used if name in self.graph.params]
         numbers = {size for table in tables for size in table.value.shape if isinstance(size, int)}
         numbers = {max(number - 3, 0) for number in numbers}
-        return numbers.union(*(set(_integers((node.args, *node.kwargs.values()))) for node in nodes))
+        return numbers.union(
+            *(set(_integers((node.args, *node.kwargs.values()))) for node in nodes)
+        )
 
     def at(self, nodes: list[Node], atom: Atom, size: int) -> Tensor | None:
-        """Evaluate at T = size, B = 2 (1 when large); bool [B, 1 or H, T, T], None if it cannot be."""
+        """Evaluate at T = size, B = 2 (1 when large): bool [..., T, T], None if that fails."""
         batch = 2 if size < 64 else 1
         env: dict[str, Tensor] = {
             name: param.data for name, param in self.graph.params.items() if param.data is not None

@@ -1,7 +1,7 @@
 """Writes into slices as concatenations: what functionalisation leaves as slice_scatter becomes cat.
 
-`y = empty; y[..., :8] = a; y[..., 8:] = b` ends as cat(a, b); what was not overwritten is sliced out of
-the old value. Select_scatter goes the same way, through a slice of size one.
+`y = empty; y[..., :8] = a; y[..., 8:] = b` ends as cat(a, b); what was not overwritten is sliced
+out of the old value. Select_scatter goes the same way, through a slice of size one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SCATTERS = ("aten.slice_scatter.default", "aten.select_scatter.default")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Positions start .. end - 1 along a dim come from `value`, beginning at its position `offset`."""
+    """Positions start .. end - 1 along a dim come from `value`, from its `offset` on."""
 
     start: int
     end: int
@@ -27,7 +27,7 @@ class Piece:
 
 
 class Concatenator:
-    """One pass over the nodes; `pieces` holds what each scattered value consists of, along one dim."""
+    """One pass over the nodes; `pieces` holds what each scattered value consists of."""
 
     def __init__(self, values: Sequence[Value]) -> None:
         self.values = {value.name: value for value in values}

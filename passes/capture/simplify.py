@@ -13,28 +13,53 @@ from typing import Any
 from plancc.ir.graph import Node, Param, Ref, Size, Value
 
 _COPIES = {
-    "aten.clone.default", "aten.contiguous.default", "aten.lift_fresh_copy.default",
-    "aten.lift_fresh.default", "aten.alias.default", "aten.detach.default",
-    "aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_dropout.default",
+    "aten.clone.default",
+    "aten.contiguous.default",
+    "aten.lift_fresh_copy.default",
+    "aten.lift_fresh.default",
+    "aten.alias.default",
+    "aten.detach.default",
+    "aten.dropout.default",
+    "aten.feature_dropout.default",
+    "aten.alpha_dropout.default",
     "aten.to.device",
 }
 _CASTS = {
-    "aten.to.dtype", "aten.to.dtype_layout", "aten.to.other", "aten._to_copy.default",
-    "aten.type_as.default", "aten.to.device",
+    "aten.to.dtype",
+    "aten.to.dtype_layout",
+    "aten.to.other",
+    "aten._to_copy.default",
+    "aten.type_as.default",
+    "aten.to.device",
 }
 _RESHAPES = {
-    "aten.view.default", "aten.reshape.default", "aten._unsafe_view.default",
-    "aten.flatten.using_ints", "aten.unflatten.int", "aten.view_as.default",
+    "aten.view.default",
+    "aten.reshape.default",
+    "aten._unsafe_view.default",
+    "aten.flatten.using_ints",
+    "aten.unflatten.int",
+    "aten.view_as.default",
     "aten.reshape_as.default",
 }
 _EXPANDS = {"aten.expand.default", "aten.expand_as.default", "aten.broadcast_to.default"}
 _PERMUTES = {
-    "aten.t.default", "aten.numpy_T.default", "aten.mT.default", "aten.transpose.int",
-    "aten.swapaxes.default", "aten.swapdims.default", "aten.movedim.int", "aten.permute.default",
+    "aten.t.default",
+    "aten.numpy_T.default",
+    "aten.mT.default",
+    "aten.transpose.int",
+    "aten.swapaxes.default",
+    "aten.swapdims.default",
+    "aten.movedim.int",
+    "aten.permute.default",
 }
 _SPLITS = {
-    "aten.chunk.default", "aten.split.Tensor", "aten.split.sizes", "aten.unsafe_split.Tensor",
-    "aten.unsafe_chunk.default", "aten.split_with_sizes.default", "aten.tensor_split.sections",
+    "aten.chunk.default",
+    "aten.split.Tensor",
+    "aten.split.sizes",
+    "aten.unsafe_split.Tensor",
+    "aten.unsafe_chunk.default",
+    "aten.split_with_sizes.default",
+    "aten.tensor_split.sections",
 }
 _SAME_FORM = {
     "aten.concat.default": "aten.cat.default",
@@ -50,7 +75,7 @@ _END = 2**63 - 1
 
 
 class Simplifier:
-    """One forward pass over the nodes; `same` maps a value that disappeared to the one it equals."""
+    """One pass over the nodes; `same` maps a value that disappeared to the one it equals."""
 
     def __init__(self, values: Sequence[Value], weights: Collection[str]) -> None:
         self.values = {value.name: value for value in values}
@@ -82,7 +107,8 @@ class Simplifier:
     def is_noop(self, node: Node, source: Value) -> bool:
         """Tell whether the only output equals `source`."""
         if len(node.outs) != 1 or (source.shape, source.dtype) != (
-            node.outs[0].shape, node.outs[0].dtype
+            node.outs[0].shape,
+            node.outs[0].dtype,
         ):
             return False
         target = node.target
@@ -136,7 +162,9 @@ class Simplifier:
 
 
 def simplify(
-    nodes: Sequence[Node], params: Mapping[str, Param], inputs: Sequence[Value],
+    nodes: Sequence[Node],
+    params: Mapping[str, Param],
+    inputs: Sequence[Value],
     outputs: Mapping[str, str],
 ) -> tuple[list[Node], dict[str, Param], dict[str, str]]:
     """Return simplified nodes, the parameters still used, and the renamed outputs."""
@@ -144,7 +172,7 @@ def simplify(
     for node in nodes:
         work.add(node)
     renamed = {name: work.same.get(value, value) for name, value in outputs.items()}
-    return drop_unused(work.nodes, params, renamed) + (renamed,)
+    return *drop_unused(work.nodes, params, renamed), renamed
 
 
 def drop_unused(
@@ -216,10 +244,8 @@ def slice_bounds(node: Node, source: Value) -> tuple[int, Size, Size, int]:
 
 def bounded(bound: Size, size: Size) -> Size:
     """Count a bound from the front and keep it within the dim where that is known."""
-    if isinstance(bound, int) and bound < 0 or getattr(bound, "is_negative", False):
+    if (isinstance(bound, int) and bound < 0) or getattr(bound, "is_negative", False):
         bound = size + bound
     if isinstance(bound, int) and isinstance(size, int):
         return min(bound, size)
     return bound
-
-

@@ -105,7 +105,7 @@ class Sizes:
         if first <= 0 and last <= 0:
             return -1
         here = difference.subs(symbol, self.example.get(symbol, 1))
-        if here >= 0 and rising or here < 0 and not rising:
+        if (here >= 0 and rising) or (here < 0 and not rising):
             return None
         self.limit(symbol, int(sympy.floor(sympy.solve(difference, symbol)[0])))
         return -1 if rising else 1

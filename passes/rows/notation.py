@@ -2,7 +2,7 @@
 
 `x` a label; `!x` must be whole; `(k g)` a product, outermost first; `(i+i)` a concatenation;
 `1` size 1; `_` whole and of no class; `...` broadcast dims, right-aligned; `*` every operand;
-`[...]` optional operand; `+` a leading addend mark; `x.lo` a part of label x (its own class, the same label).
+`[...]` optional operand; `+` an addend; `x.lo` a part of label x (its own class, the same label).
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import sympy
-import torch
 from torch import Tensor
 
 from plancc.dsl.errors import Bug
@@ -56,7 +55,7 @@ def bind_symbols(graph: Graph, inputs: Mapping[str, Tensor]) -> dict[sympy.Symbo
 
 
 def parameter(param: Param, params: Mapping[str, Tensor]) -> Tensor:
-    """Return the tensor of `param` by any of its names, or its stored data; Bug if there is none."""
+    """Return the tensor of `param` by any of its names, or its stored data, or raise Bug."""
     for fqn in param.fqns:
         if fqn in params:
             return params[fqn]

@@ -87,7 +87,7 @@ def unit_text(unit: Any) -> str:
     if unit.programs is not None:
         return f"{head}\n{set_text(unit.programs)}"
     if unit.instructions:
-        from plancc.passes.name_leaves import name_leaves
+        from plancc.ir.leaf_names import name_leaves
 
         names = name_leaves(unit.named)
         body = [

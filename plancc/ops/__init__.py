@@ -8,7 +8,7 @@ graph's target, without going through the dispatcher for our own operators.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,9 +28,9 @@ _OWN: dict[str, Callable[..., Any]] = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def resolve(target: str) -> Callable[..., Any]:
-    """Return the callable that `target` ("aten.linear.default") names; KeyError if there is none."""
+    """Return the callable that `target` ("aten.linear.default") names, or raise KeyError."""
     if target in _OWN:
         return _OWN[target]
     try:

@@ -1,7 +1,7 @@
 """plancc::attention: the one attention of every captured model.
 
-Causal masks are aligned at the bottom right (torch's `is_causal` is not), grouped-query heads are
-consecutive, an empty KV or a fully masked row gives zeros. Softmax of half types is done in float32.
+Causal masks are aligned at the bottom right (torch's `is_causal` is not), grouped-query heads
+are consecutive, an empty KV or a fully masked row gives zeros. Softmax is at least float32.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def attention(
     start = tk - tq if q_start < 0 else q_start
     if window and tq == 1 and mask is None and window < tk and start == tk - 1:
         k, v, tk, start = k[:, :, -window:], v[:, :, -window:], window, window - 1
-    hidden = causal and start < tk - 1 or 0 < window < max(start + tq, tk)
+    hidden = (causal and start < tk - 1) or 0 < window < max(start + tq, tk)
     fast = sinks is None and not softcap and q.dtype == v.dtype
     square = causal and mask is None and start == 0 and tq == tk and (not window or window >= tk)
     if fast and square:
@@ -54,7 +54,9 @@ def visible(
     tq: int, tk: int, start: int, causal: bool, window: int, device: torch.device
 ) -> Tensor:
     """Return bool [tq, tk]: True where the query at `start + i` sees key j."""
-    ahead = torch.arange(tk, device=device) - torch.arange(start, start + tq, device=device)[:, None]
+    ahead = (
+        torch.arange(tk, device=device) - torch.arange(start, start + tq, device=device)[:, None]
+    )
     seen = ahead <= 0 if causal else torch.ones_like(ahead, dtype=torch.bool)
     if window:
         seen = seen & (ahead > -window)
@@ -71,7 +73,9 @@ def _merge(mask: Tensor | None, seen: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.to(dtype).masked_fill(~seen, NEG_INF)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
+def _sdpa(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool
+) -> Tensor:
     if mask is not None and mask.dtype not in (torch.bool, q.dtype):
         mask = mask.to(q.dtype)
     gqa = q.shape[1] != k.shape[1]
@@ -79,8 +83,13 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, ca
 
 
 def _explicit(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None,
-    scale: float, softcap: float,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    sinks: Tensor | None,
+    scale: float,
+    softcap: float,
 ) -> Tensor:
     """Compute scores, softmax and sum one by one: what sdpa has no kernel for."""
     heads, groups = q.shape[1], q.shape[1] // k.shape[1]
@@ -89,7 +98,9 @@ def _explicit(
         scores = torch.tanh(scores / softcap) * softcap
     if mask is not None:
         folded = mask.unflatten(1, (-1, groups)) if _per_head(mask, heads) else _lift(mask)
-        scores = scores.masked_fill(~folded, NEG_INF) if mask.dtype == torch.bool else scores + folded
+        scores = (
+            scores.masked_fill(~folded, NEG_INF) if mask.dtype == torch.bool else scores + folded
+        )
     exact = torch.promote_types(q.dtype, torch.float32)
     if sinks is not None:
         sink = sinks.to(exact).view(1, -1, groups, 1, 1).expand(*scores.shape[:-1], 1)

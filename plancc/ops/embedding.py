@@ -1,4 +1,4 @@
-"""Embedding look-up in a shard of the table: rows that live elsewhere give zeros, so shards sum up."""
+"""Embedding look-up in a shard of the table: rows that live elsewhere give zeros; shards add up."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ A shard of the experts (`first` ..) or of the inner dim gives a partial sum of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -48,25 +48,26 @@ def experts(
     `alpha` the gate is `g * sigmoid(alpha * g) * (u + 1)`; `limit` > 0 clamps g and u. An index
     outside first .. first + E - 1 contributes nothing.
     """
-    count, k = gate_up.shape[0], index.shape[1]
-    local = index.reshape(-1) - first
-    local = torch.where((local >= 0) & (local < count), local, count)
-    order = local.argsort(stable=True)
-    sizes = torch.bincount(local, minlength=count + 1).tolist()
     out = x.new_zeros((x.shape[0], down.shape[2 if transposed else 1]))
-    flat = weight.reshape(-1)
-    at = 0
-    for expert, size in enumerate(sizes[:count]):
-        if not size:
-            continue
-        picks = order[at : at + size]
-        at += size
+    shares, k = weight.reshape(-1), index.shape[1]
+    for expert, picks in _by_expert(index, first, gate_up.shape[0]):
         token = picks // k
         inner = _project(x[token], gate_up, gate_up_bias, expert, transposed)
         inner = activate(inner, act, gated, interleaved, limit, alpha)
         result = _project(inner, down, down_bias, expert, transposed)
-        out = out.index_add(0, token, (result * flat[picks, None]).to(out.dtype))
+        out.index_add_(0, token, (result * shares[picks, None]).to(out.dtype))
     return out
+
+
+def _by_expert(index: Tensor, first: int, count: int) -> Iterator[tuple[int, Tensor]]:
+    """Give each expert of the shard that was chosen, with the flat positions that chose it."""
+    local = index.reshape(-1) - first
+    local = torch.where((local >= 0) & (local < count), local, count)
+    order = local.argsort(stable=True)
+    sizes = torch.bincount(local, minlength=count + 1).tolist()
+    for expert, picks in enumerate(order.split(sizes)[:count]):
+        if len(picks):
+            yield expert, picks
 
 
 def activate(

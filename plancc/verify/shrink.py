@@ -15,7 +15,7 @@ from plancc.ir.layout import CutLeaf, LocalTree, cuts
 from plancc.ir.program import Compute, LocalDim, produced
 from plancc.ir.shape import Leaf, NamedGraph, Prod, Tree, leaves
 from plancc.passes.base import Unit
-from plancc.passes.name_leaves import name_leaves
+from plancc.ir.leaf_names import name_leaves
 from plancc.passes.rows.localise import localise_args
 
 SMALL = 16

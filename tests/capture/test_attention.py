@@ -32,8 +32,9 @@ class Model(nn.Module):
         full = torch.ones(40, 40, dtype=torch.bool).tril()
         self.register_buffer("tril", full.view(1, 1, 40, 40))
         self.register_buffer("local", (full & ~full.tril(-7)).view(1, 1, 40, 40))
-        self.register_buffer("chunks", (full & (torch.arange(40) // 8 ==
-                                                torch.arange(40)[:, None] // 8))[None, None])
+        self.register_buffer(
+            "chunks", (full & (torch.arange(40) // 8 == torch.arange(40)[:, None] // 8))[None, None]
+        )
         self.attend = attend
 
     def heads(self, x: Tensor) -> Tensor:

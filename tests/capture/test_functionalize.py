@@ -103,8 +103,17 @@ def mixed_dtypes(x: Tensor) -> Tensor:
 
 
 BODIES = [
-    add_to_view, view_made_before, transposed_write, filled_slices, interleaved, masked,
-    reshaped_write, scattered, half_steps, copied_through_alias, mixed_dtypes,
+    add_to_view,
+    view_made_before,
+    transposed_write,
+    filled_slices,
+    interleaved,
+    masked,
+    reshaped_write,
+    scattered,
+    half_steps,
+    copied_through_alias,
+    mixed_dtypes,
 ]
 
 

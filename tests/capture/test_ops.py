@@ -14,9 +14,19 @@ from plancc.ops import attention, embedding_shard, experts, resolve
 INF = float("inf")
 
 
-def slow(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, sinks: Tensor | None = None,
-         *, scale: float, causal: bool = False, window: int = 0, softcap: float = 0.0,
-         q_start: int = -1) -> Tensor:
+def slow(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    sinks: Tensor | None = None,
+    *,
+    scale: float,
+    causal: bool = False,
+    window: int = 0,
+    softcap: float = 0.0,
+    q_start: int = -1,
+) -> Tensor:
     """Compute attention row by row."""
     heads, tq, tk = q.shape[1], q.shape[2], k.shape[2]
     groups = heads // k.shape[1]
@@ -29,9 +39,11 @@ def slow(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, sinks: Ten
             logits = (logits / softcap).tanh() * softcap
         for j in range(tk):
             position = start + i
-            hidden = causal and j > position or window and j <= position - window
-            hidden = hidden or window and not causal and j >= position + window
-            hidden = hidden or full is not None and full.dtype == torch.bool and not full[b, h, i, j]
+            hidden = (causal and j > position) or (window and j <= position - window)
+            hidden = hidden or (window and not causal and j >= position + window)
+            hidden = hidden or (
+                full is not None and full.dtype == torch.bool and not full[b, h, i, j]
+            )
             logits[j] = -INF if hidden else logits[j]
         if full is not None and full.dtype != torch.bool:
             logits = logits + full[b, h, i]
@@ -133,8 +145,11 @@ def expert_operands() -> tuple[Tensor, ...]:
     torch.manual_seed(0)
     index = torch.stack([torch.randperm(5)[:2] for _ in range(7)])
     return (
-        torch.randn(7, 4, dtype=torch.float64), index, torch.rand(7, 2, dtype=torch.float64),
-        torch.randn(5, 6, 4, dtype=torch.float64), torch.randn(5, 4, 3, dtype=torch.float64),
+        torch.randn(7, 4, dtype=torch.float64),
+        index,
+        torch.rand(7, 2, dtype=torch.float64),
+        torch.randn(5, 6, 4, dtype=torch.float64),
+        torch.randn(5, 4, 3, dtype=torch.float64),
     )
 
 
@@ -179,12 +194,16 @@ def test_embedding_shards_add_up(cuts: list[int]) -> None:
 def test_library_operators_agree_with_the_functions() -> None:
     q, k, v = operands(4, 2, 3, 3)
     torch.library.opcheck(
-        torch.ops.plancc.attention.default, (q, k, v), {"scale": 0.5},
+        torch.ops.plancc.attention.default,
+        (q, k, v),
+        {"scale": 0.5},
         test_utils=("test_schema", "test_faketensor"),
     )
     x, index, weight, gate_up, down = expert_operands()
     torch.library.opcheck(
-        torch.ops.plancc.experts.default, (x, index, weight, gate_up, down), {"act": "silu"},
+        torch.ops.plancc.experts.default,
+        (x, index, weight, gate_up, down),
+        {"act": "silu"},
         test_utils=("test_schema", "test_faketensor"),
     )
 

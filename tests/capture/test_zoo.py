@@ -97,8 +97,10 @@ def check_form(name: str, graph: Graph) -> None:
                 assert {symbol.name for symbol in arg.free_symbols} <= {"B", "T"}
     if name in CAUSAL:
         assert all(node.kwargs["causal"] for node in attentions)
-        assert all((len(node.args) > 3 and node.args[3] is not None) == (name in BOUND)
-                   for node in attentions)
+        assert all(
+            (len(node.args) > 3 and node.args[3] is not None) == (name in BOUND)
+            for node in attentions
+        )
         assert list(graph.outputs) == ["logits"]
         assert [value.name for value in graph.inputs] == ["input_ids"]
 

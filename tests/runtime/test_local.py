@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 
@@ -194,6 +196,17 @@ def test_an_exception_stops_all_ranks():
         run_local(8, body)
     assert isinstance(caught.value.__cause__, KeyError)
     assert len(unwound) == 6  # ranks 6 and 7 had not begun
+
+
+def test_interrupt_stops_all_ranks():
+    def body(t):
+        if t.rank == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        while True:
+            t.barrier((0, 1, 2), 1)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_local(3, body)
 
 
 def test_describe_may_be_a_table():
