@@ -95,15 +95,10 @@ class Baton:
         except RankFailure as failure:
             self.stop(failure)
         except BaseException as error:
-            failure = fail(
-                self.describe,
-                rank,
-                self.positions[rank],
-                f"raised {type(error).__name__}",
-                str(error),
-            )
-            failure.__cause__ = error
-            self.stop(failure)
+            reason = f"raised {type(error).__name__}"
+            wrapped = fail(self.describe, rank, self.positions[rank], reason, str(error))
+            wrapped.__cause__ = error
+            self.stop(wrapped)
         finally:
             self.leave(rank)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -37,11 +38,8 @@ from plancc.runtime.transport import (
 T = TypeVar("T")
 
 
-class DistributedTransport:
-    """What gloo and nccl have in common: groups, beacon, mismatches, and the verbs' contracts.
-
-    A backend gives `_connect`, `_sum`, `_gather`, `_sum_parts`, `_swap`, `_send`, `_receive`.
-    """
+class DistributedTransport(ABC):
+    """What gloo and nccl have in common: groups, beacon, mismatches, and the verbs' contracts."""
 
     def __init__(
         self,
@@ -201,6 +199,40 @@ class DistributedTransport:
         Every rank passes all groups and pairs of the program that it is in. Needed only where a
         first contact blocks (nccl); the order is the same on all ranks.
         """
+
+    @abstractmethod
+    def _connect(self, name: str, group: Group) -> Any:
+        """Make torch's backend for a group."""
+
+    @abstractmethod
+    def _sum(self, x: Tensor, group: Group) -> Tensor:
+        """Return the sum of x, which has elements, over the group."""
+
+    @abstractmethod
+    def _gather(self, x: Tensor, group: Group, sizes: Sequence[int]) -> Tensor:
+        """Join everybody's bytes, as many as `sizes` says."""
+
+    @abstractmethod
+    def _sum_parts(self, parts: Sequence[Tensor], group: Group) -> Tensor:
+        """Return the sum of what the group has for this rank; some part has elements."""
+
+    @abstractmethod
+    def _swap(
+        self, flat: Tensor, sizes: Sequence[int], group: Group, found: Sequence[int]
+    ) -> Tensor:
+        """Send sizes[i] of the bytes to group[i]; join found[i] bytes from each group[i]."""
+
+    @abstractmethod
+    def _send(self, tensor: Tensor, target: int, tag: int) -> None:
+        """Send without waiting; the tensor is not used for anything else."""
+
+    @abstractmethod
+    def _receive(self, tensor: Tensor, source: int, tag: int) -> Callable[[], object]:
+        """Begin to receive into the tensor; the result waits for the end."""
+
+    @abstractmethod
+    def _flush(self, show: Callable[[int], None]) -> None:
+        """Return when all that was sent has left; tell `show` which rank is waited for."""
 
     def _alone(self, group: Group, at: int) -> bool:
         self.set_position(at)

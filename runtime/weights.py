@@ -77,7 +77,7 @@ def check_table(
     source: WeightSource, table: Mapping[str, tuple[Sequence[int], torch.dtype | None]]
 ) -> None:
     """Raise one WeightsError for all that the table (name -> shape, dtype or None) misses."""
-    problems = []
+    problems: list[str] = []
     for fqn, (shape, dtype) in table.items():
         try:
             found, kind = source.shape(fqn), source.dtype(fqn)
