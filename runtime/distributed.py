@@ -193,6 +193,7 @@ class DistributedTransport(ABC):
             self.counters.add("barrier", 0)
             self._meet(group, at, "barrier", lambda: self._backend(group).barrier().wait())
 
+    @abstractmethod
     def prepare(self, groups: Sequence[Group], pairs: Sequence[tuple[int, int]]) -> None:
         """Make the communicators of these groups and (source, target) pairs beforehand.
 

@@ -38,6 +38,9 @@ class GlooTransport(DistributedTransport):
         everybody = tuple(range(world))
         self._pairs = self._connect("pairs", everybody, lazy=False) if world > 1 else None
 
+    def prepare(self, groups: Sequence[Group], pairs: Sequence[tuple[int, int]]) -> None:
+        """Do nothing: a first contact on gloo blocks nobody."""
+
     def _connect(self, name: str, group: Group, *, lazy: bool = True) -> Any:
         """Make the backend of a group; a lazy one connects only the pairs that talk.
 
