@@ -15,6 +15,8 @@ import torch
 from plancc.ir.mesh import Grid
 
 SCHEMA = "plancc/artifact@1"
+STRIDE = 100_000
+"""Instruction numbers of one program lie within one stride."""
 
 
 class ArtifactError(Exception):
@@ -80,14 +82,21 @@ class Artifact:
             self._modules[file] = load_step(self.folder / file)
         return self._modules[file]
 
-    def describe(self, phase: str, variant: int, rank: int, at: int) -> tuple[str, str]:
-        """What instruction `at` of a rank's program is, and the plan line it comes from."""
-        for row in self.manifest["programs"]:
-            if row["phase"] == phase and row["variant"] == variant:
-                for found in row["classes"]:
-                    if rank in found["ranks"]:
-                        return describe_line((self.folder / found["file"]).read_text(), at)
-        return f"instruction {at}", ""
+    def base(self, row: Mapping[str, Any]) -> int:
+        """What is added to the instruction numbers of a program, so that they tell which one it is."""
+        return STRIDE * (1 + self.manifest["programs"].index(row))
+
+    def describe(self, rank: int, at: int) -> str:
+        """What instruction `at` (with its base) of a rank is, and the plan line it comes from."""
+        number, at = divmod(at, STRIDE)
+        if not 0 < number <= len(self.manifest["programs"]):
+            return "moving the cache or an output between steps"
+        row = self.manifest["programs"][number - 1]
+        for found in row["classes"]:
+            if rank in found["ranks"]:
+                text, span = describe_line((self.folder / found["file"]).read_text(), at)
+                return f"{row['phase']}: {text}" + (f" ({span})" if span else "")
+        return f"{row['phase']}: instruction {at}"
 
     @cached_property
     def buffers(self) -> dict[str, torch.Tensor]:

@@ -21,17 +21,21 @@ Parts = "str | tuple[str, ...]"
 
 
 class Comm:
-    """Communication of one rank. `at` is the instruction number, for beacons and messages."""
+    """Communication of one rank.
+
+    `at` is the instruction number in its program, for beacons and messages; `base` tells programs apart.
+    """
 
     def __init__(self, transport: Transport, view: View) -> None:
         self.transport = transport
         self.view = view
+        self.base = 0
         self._cache: dict[Any, Any] = {}
 
     def all_reduce(self, x: Tensor, parts: Parts, at: int) -> Tensor:
         """The sum of `x` over the ranks along `parts`."""
         peers = self.view.peers(self.view.parts(parts))
-        return self.transport.all_reduce(x, peers.group, at)
+        return self.transport.all_reduce(x, peers.group, at + self.base)
 
     def all_gather(self, x: Tensor, dim: int, d: Dim, parts: Parts, at: int) -> Tensor:
         """Make dim `dim` (local Dim `d`) whole along `parts`."""
@@ -39,7 +43,7 @@ class Comm:
         frame, pieces = self._pieces(d, peers)
         shapes = [_resized(x, dim, length(p)) for p in pieces]
         found = self._in_order(
-            peers, shapes, lambda s: self.transport.all_gather(x, peers.group, s, at)
+            peers, shapes, lambda s: self.transport.all_gather(x, peers.group, s, at + self.base)
         )
         return join(found, dim, frame, pieces)
 
@@ -49,7 +53,7 @@ class Comm:
         frame, pieces = self._pieces(d, peers)
         shares = [take(x, dim, within(frame, p)) for p in pieces]
         order = [shares[peers.ranks.index(rank)] for rank in peers.group]
-        return self.transport.reduce_scatter(order, peers.group, at)
+        return self.transport.reduce_scatter(order, peers.group, at + self.base)
 
     def all_to_all(
         self, x: Tensor, dim: int, d: Dim, to_dim: int, to: Dim, parts: Parts, at: int
@@ -63,7 +67,7 @@ class Comm:
         shapes = [(*kept[:dim], length(p), *kept[dim + 1 :]) for p in pieces]
         order = [out[peers.ranks.index(rank)] for rank in peers.group]
         found = self._in_order(
-            peers, shapes, lambda s: self.transport.all_to_all(order, peers.group, s, at)
+            peers, shapes, lambda s: self.transport.all_to_all(order, peers.group, s, at + self.base)
         )
         return join(found, dim, frame, pieces)
 
@@ -85,7 +89,7 @@ class Comm:
     ) -> None:  # fmt: skip
         """Send this rank's part of a value to the ranks of `target` that want it."""
         routes = self._routes(source, has, target, wants)
-        self.transport.exchange(self._outgoing(x, routes), [], at)
+        self.transport.exchange(self._outgoing(x, routes), [], at + self.base)
 
     def recv(
         self, dtype: torch.dtype, source: Members, has: Sequence[Dim], target: Members,
@@ -110,7 +114,7 @@ class Comm:
         self, x: Tensor | None, dtype: torch.dtype, routes: _Routes, sends: list, at: int
     ) -> Tensor:
         wanted = [(r, tuple(length(s) for s in spots), dtype) for r, spots in routes.recvs]
-        found = self.transport.exchange(sends, wanted, at)
+        found = self.transport.exchange(sends, wanted, at + self.base)
         if len(found) == 1 and x is None and tuple(found[0].shape) == routes.shape:
             return found[0]
         out = torch.empty(routes.shape, dtype=dtype, device=self.view.device)

@@ -53,9 +53,10 @@ class Deployment:
         return self._everyone(one)[0]
 
     def _everyone(self, call: Callable[[RankHandle], Any]) -> list[Any]:
-        describe = describer(self.artifact)
         return run_local(
-            self.artifact.world, lambda t: call(self.rank(t.rank, t)), describe=describe
+            self.artifact.world,
+            lambda t: call(self.rank(t.rank, t)),
+            describe=self.artifact.describe,
         )
 
 
@@ -101,19 +102,6 @@ class RankHandle:
         if self.runner is None:
             raise ValueError("this rank has no transport: use Deployment.this_rank() under torchrun")
         return self.runner
-
-
-def describer(artifact: Artifact) -> Callable[[int, int], str]:
-    """`describe` for launchers: what an instruction of a rank is, with its plan line."""
-
-    def describe(rank: int, at: int) -> str:
-        for phase in ("decode", "prefill", "forward"):
-            if phase in artifact.phases:
-                text, span = artifact.describe(phase, 0, rank, at)
-                return f"{text} ({span})" if span else text
-        return f"instruction {at}"
-
-    return describe
 
 
 def run_rank(transport: Transport, payload: Mapping[str, Any]) -> dict[str, Any]:

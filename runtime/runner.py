@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plancc.runtime.artifact import Artifact
 from plancc.runtime.comm import Comm
-from plancc.runtime.dims import Dim
+from plancc.runtime.dims import Dim, Ranges
 from plancc.runtime.kv import KVCache
 from plancc.runtime.loading import load_weights
 from plancc.runtime.migrate import move_caches
@@ -19,8 +19,8 @@ from plancc.runtime.sizes import build_dim
 from plancc.runtime.transport import Transport
 from plancc.runtime.view import Members, View
 
-OUTSIDE = 1_000_000
-"""Instruction numbers from here on belong to the runner (gathering outputs, moving caches)."""
+MOVE_CACHE, GATHER_OUTPUT = 1, 2
+"""Instruction numbers of the runner itself (the second one: one for each micro-batch)."""
 
 
 @dataclass
@@ -80,11 +80,13 @@ class Runner:
         env["tokens"] = env["batch"] * env["seq_len"]
         row, program = self.artifact.program(phase, self.transport.rank, env, variant)
         view, comm, weights = self.ready(program)
+        comm.base = self.artifact.base(row)
+        self.transport.program = program["file"]
         step = probe(program["file"]) if probe else self.artifact.step(program["file"])
         bounds = split_batch(batch, row["microbatches"])
         if sequence.row is not None and sequence.row["variant"] != row["variant"]:
             self.moved += move_caches(
-                view, comm, sequence.row, row, sequence.caches, bounds, sequence.past, OUTSIDE - 1
+                view, comm, sequence.row, row, sequence.caches, bounds, sequence.past, MOVE_CACHE
             )
         while len(sequence.caches) < len(bounds):
             sequence.caches.append(KVCache())
@@ -94,6 +96,7 @@ class Runner:
             given = [inputs[name][lo:hi] for name in program["inputs"]]
             for name, value in step(view, comm, weights, sequence.caches[index], *given).items():
                 found.setdefault(name, []).append(value)
+        self.transport.program = ""
         sizes = {"T": tokens, "P": sequence.past}
         sequence.past += tokens
         sequence.row = row
@@ -130,12 +133,27 @@ class Runner:
             self._ready[file] = (view, Comm(self.transport, view), weights)
         return self._ready[file]
 
+    def located(self, output: Placed) -> list[tuple[tuple[int, int], tuple[Ranges, ...], Tensor]]:
+        """This rank's pieces of an output: (batch range, index ranges a dim, tensor) per micro-batch."""
+        view = self.view_on(output.row["stage"]["mesh"])
+        found = []
+        for piece, (lo, hi) in zip(output.pieces, output.batches, strict=True):
+            if piece is not None:
+                env = {**output.env, "B": hi - lo}
+                dims = [build_dim(view, tree, env) for tree in output.row["dims"]]
+                ranges = tuple(d.ranges(view.coord_of(view.rank)) for d in dims)
+                found.append(((lo, hi), ranges, piece))
+        return found
+
+    def view_on(self, mesh: str) -> View:
+        """A view on the world with `mesh` as its own."""
+        return View(
+            self.transport.rank, self.artifact.grids, mesh, sizes=self.sizes, dtype=self.dtype
+        )
+
     def everywhere(self, output: Placed) -> Tensor:
         """The whole output on every rank of the world (shape [B, ...])."""
-        view = View(
-            self.transport.rank, self.artifact.grids, output.row["stage"]["mesh"],
-            sizes=self.sizes, dtype=self.dtype,
-        )  # fmt: skip
+        view = self.view_on(output.row["stage"]["mesh"])
         comm = Comm(self.transport, view)
         source = view.stage(output.row["stage"]["mesh"], **output.row["stage"]["coords"])
         world = Members("world", "", tuple(range(self.transport.world)))
@@ -144,7 +162,7 @@ class Runner:
             env = {**output.env, "B": hi - lo}
             has = [build_dim(view, tree, env) for tree in output.row["dims"]]
             wants = [Dim.leaf(d.total, (), lambda part: None) for d in has]
-            at = OUTSIDE + index
+            at = GATHER_OUTPUT + index
             if piece is None:
                 dtype = view.dtype_of(output.row["dtype"])
                 pieces.append(comm.recv(dtype, source, has, world, wants, at))

@@ -88,7 +88,7 @@ def run_artifact(args: argparse.Namespace, folder: Path) -> int:
 
 def generate(args: argparse.Namespace, artifact: Any, ids: Any) -> dict[str, Any]:
     """Tokens and times from the chosen backend."""
-    from plancc.runtime.deploy import Deployment, describer
+    from plancc.runtime.deploy import Deployment
 
     if args.backend == "local":
         return Deployment(artifact).generate(ids, args.new_tokens).json()
@@ -101,7 +101,7 @@ def generate(args: argparse.Namespace, artifact: Any, ids: Any) -> dict[str, Any
     }  # fmt: skip
     found = launch(
         artifact.world, "plancc.runtime.deploy:run_rank", payload, backend=args.backend,
-        time_limit=args.time_limit, describe=describer(artifact),
+        time_limit=args.time_limit, describe=artifact.describe,
     )  # fmt: skip
     return found[0]
 

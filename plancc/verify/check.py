@@ -17,6 +17,7 @@ from plancc.ir.program import Collective, Transfer
 from plancc.passes.base import Unit
 from plancc.passes.check_programs import LOCAL
 from plancc.runtime.artifact import Artifact, load_artifact
+from plancc.runtime.comm import cut
 from plancc.runtime.failure import RankFailure
 from plancc.runtime.loading import Loaded
 from plancc.runtime.local import run_local
@@ -118,25 +119,26 @@ class Verification:
         expected = self.reference.run(case.inputs)
         try:
             found = run_local(
-                self.artifact.world, lambda t: self.on_rank(t, unit, case), describe=None
+                self.artifact.world, lambda t: self.on_rank(t, unit, case),
+                describe=self.artifact.describe,
             )
         except RankFailure as problem:
             result = self.result(unit, float("inf"), float("inf"), {}, str(problem))
             return result, self.locate(unit, case)
-        outputs, sent = found[0]
-        error, relative = 0.0, 0.0
-        for name, value in outputs.items():
-            want = case.expected(name, expected)
-            if want is not None:
-                error = max(error, difference(value, want))
-                relative = max(relative, difference(value, want) / max(scale(want), 1e-30))
-        for _, more in found[1:]:
-            sent = merged(sent, more)
+        error, relative, sent = 0.0, 0.0, {}
+        for shards, counted in found:
+            sent = merged(sent, counted)
+            for name, (lo, hi), ranges, piece in shards:
+                want = case.expected(name, expected)
+                if want is not None:
+                    gap = difference(piece, cut(want[lo:hi], ranges))
+                    error = max(error, gap)
+                    relative = max(relative, gap / max(scale(want), 1e-30))
         result = self.result(unit, error, relative, sent)
         return result, None if result.ok else self.locate(unit, case)
 
-    def on_rank(self, transport: Transport, unit: Unit, case: Case):
-        """One rank: the steps of the case; outputs of the last one, counted communication."""
+    def on_rank(self, transport: Transport, unit: Unit, case: Case) -> tuple[list, dict[str, int]]:
+        """One rank: the steps of the case; its pieces of the last one's outputs, bytes it gave."""
         runner = self.runner(transport)
         state = Running()
         with torch.no_grad():
@@ -146,8 +148,10 @@ class Verification:
             phase, inputs = case.steps[-1]
             placed = runner.run(phase, inputs, state, variant=unit.variant.index)
             sent = dict(transport.counters.bytes)
-            outputs = {name: runner.everywhere(out) for name, out in placed.items()}
-        return outputs, sent
+        shards = [
+            (name, *piece) for name, out in placed.items() for piece in runner.located(out)
+        ]
+        return shards, sent
 
     def runner(self, transport: Transport) -> Runner:
         """One rank on the verification's weights."""
