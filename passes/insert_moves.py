@@ -69,7 +69,7 @@ class _Builder:
         self.origins: dict[str, Origin] = {}
         self.values: dict[str, Value] = {v.name: v for v in unit.graph.values()}
         self.maker = {out.name: node for node in unit.graph.nodes for out in node.outs}
-        self.names: set[str] = set()
+        self.names = {v.name for v in unit.graph.inputs}
         self.edges = 0
         self.weights: dict[Stage, list[Weight]] = {}
         self.stored = store_params(unit)
@@ -167,7 +167,8 @@ class _Builder:
         if value in self.unit.graph.params:
             self.load(value, stage)
         elif value in self.inputs:
-            self.hold(value, stage, whole, value)
+            held = Held(value, value, whole, self.values[value].dtype, stage)
+            self.held[(value, stage)] = {whole: held}
         elif self.maker[value].name in self.unit.static:
             self.recompute(self.maker[value], stage)
         else:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from plancc.dsl.diagnostics import Report
-from plancc.ir.layout import Layout, Part, Stage, cut_tree, cuts
+from plancc.ir.layout import Layout, Part, Stage, cut_tree, cuts, pending_parts
 from plancc.ir.shape import Binding, NamedGraph, Operand, leaves
 from plancc.passes.base import NodeLayout, Placed, Unit
 
@@ -57,7 +57,7 @@ class _Planner:
             layout = self.layout(operand, active)
             operands.append(Layout(layout.dims, partial if index in through else ()))
             mine = {part for dim in layout.dims for leaf in cuts(dim) for part in leaf.parts}
-            owed = tuple(p for p in partial if p not in mine)
+            owed = tuple(p for p in partial if not any(p.meets(x) for x in mine))
             once.append(owed if operand.addend and index not in through else ())
         outs = []
         for out in binding.outs:
@@ -96,7 +96,8 @@ class _Planner:
             elsewhere = self.produced[operand.value][1] != placed.stage
             if elsewhere or self.users[operand.value] != 1 or len(sums) > 1:
                 return ()
-        return tuple(pending) if not cut & set(next(iter(sums))) else ()
+        summed = next(iter(sums))
+        return () if any(a.meets(b) for a in cut for b in summed) else tuple(pending)
 
     def partial_of(self, operand: Operand) -> tuple[Part, ...]:
         """The pending sum of an operand as it is produced."""
@@ -130,8 +131,9 @@ def active_labels(binding: Binding, placed: Placed, named: NamedGraph) -> Active
 def contracted_parts(binding: Binding, active: Active) -> tuple[Part, ...]:
     """The parts of active labels that no output keeps: a sum over them is left pending."""
     kept = {label for out in binding.outs for dim in out.labels for label in dim}
-    gone: list[Part] = []
-    for (label, _), parts in active.items():
-        if label not in kept and label not in binding.dropped:
-            gone.extend(p for p in parts if p not in gone)
-    return tuple(sorted(gone, key=lambda p: (p.mesh, p.axis, -p.stride)))
+    return pending_parts(
+        part
+        for (label, _), parts in active.items()
+        if label not in kept and label not in binding.dropped
+        for part in parts
+    )

@@ -6,8 +6,8 @@ A leaf occurrence is cut by zero or more `Part`s, from major to minor; what no p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from plancc.dsl.errors import Bug
@@ -35,6 +35,31 @@ class Part:
     def whole_axis(self) -> bool:
         """The part is the whole axis, not a factor of it."""
         return self.stride == 1 and self.count == self.size
+
+    @property
+    def group(self) -> Part:
+        """The part without its rule: which ranks it tells apart."""
+        return self if self.rule == "balanced" else replace(self, rule="balanced")
+
+    def meets(self, other: Part) -> bool:
+        """Whether both tell ranks apart by the same coordinate, so that one tensor cannot have both."""
+        same = self.mesh == other.mesh and self.axis == other.axis
+        low, high = max(self.stride, other.stride), self.stride * self.count
+        return same and low < min(high, other.stride * other.count)
+
+
+def pending_parts(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """The groups of a pending sum: without rules, factors of one axis joined, in a fixed order."""
+    found: list[Part] = []
+    groups = {part.group for part in parts}
+    for part in sorted(groups, key=lambda p: (p.mesh, p.axis, -p.stride)):
+        last = found[-1] if found else None
+        if last and (last.mesh, last.axis) == (part.mesh, part.axis):
+            if last.stride == part.stride * part.count:
+                found[-1] = replace(part, count=part.count * last.count)
+                continue
+        found.append(part)
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +183,9 @@ class _Path:
     def reduce(self) -> None:
         for d, p, have, need in list(self.positions()):
             added = need[len(have) :]
-            pending = set(self.at.partial) - set(self.target.partial)
-            if need[: len(have)] == have and added and set(added) <= pending:
-                rest = tuple(x for x in self.at.partial if x not in added)
+            pending, summed = set(self.at.partial) - set(self.target.partial), pending_parts(added)
+            if need[: len(have)] == have and added and set(summed) <= pending:
+                rest = tuple(x for x in self.at.partial if x not in summed)
                 self.step("reduce_scatter", added, self.with_cuts({d: {p: need}}, rest), d)
         pending = tuple(p for p in self.at.partial if p not in self.target.partial)
         if pending:
@@ -170,8 +195,9 @@ class _Path:
     def shard(self) -> None:
         for d, p, have, need in list(self.positions()):
             added = need[len(have) :]
-            in_use = {x for row in self.parts(self.at) for leaf in row for x in leaf}
-            if need[: len(have)] == have and added and not in_use & set(added):
+            in_use = [x for row in self.parts(self.at) for leaf in row for x in leaf]
+            free = not any(new.meets(old) for new in added for old in in_use)
+            if need[: len(have)] == have and added and free:
                 self.step("shard", added, self.with_cuts({d: {p: need}}, self.at.partial), d)
 
     def exchange(self) -> None:
