@@ -295,7 +295,7 @@ class _Anchors:
             if users and not any(within(scope, path) for path in self.unrecognised):
                 name = self.inner_name(scope, users)
                 if name == "hidden":
-                    self.rename(scope, "hidden", "embedding")
+                    self.rename(scope, "hidden", "embed_dim")
                 self.add(scope, name, chosen)
             elif not users and outputs.issuperset(chosen):
                 self.add(scope, self.output_name(chosen), chosen)

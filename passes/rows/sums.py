@@ -18,6 +18,12 @@ def _reduced(call: Call, dims: tuple[int, ...], marked: bool) -> tuple[str, str]
     return " ".join(whole(labels, dims) if marked else labels), " ".join(out)
 
 
+def plus(call: Call) -> Form:
+    """`add`, `sub`: linear in both operands together; a number is added by every rank."""
+    both = all(name is not None for _, name in call.operands())
+    return Form("* -> ...", linear="all" if both else "")
+
+
 def total(call: Call) -> Form:
     """`sum`: reduced dims are contracted, so they may be cut."""
     left, out = _reduced(call, call.dims(), marked=False)

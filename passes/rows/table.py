@@ -69,7 +69,7 @@ ELEMENTWISE = """
 TABLE: tuple[Row, ...] = (
     # values only
     Row("* -> ...", ELEMENTWISE),
-    Row("* -> ...", "add.Tensor sub.Tensor add.default sub.default", linear="all"),
+    Row(sums.plus, "add.Tensor sub.Tensor"),
     Row("* -> ...", "mul.Tensor mul.Scalar", linear="one"),
     Row("* -> ...", "div.Tensor div.Scalar neg.default true_divide.Tensor", linear="0"),
     Row(

@@ -20,6 +20,13 @@ def ints(high: int, *shape: int) -> Tensor:
 
 X, Y = randn(4, 6, 8), randn(4, 6, 8)
 CALLS: dict[str, Callable[[Calls], object]] = {
+    "add": lambda c: c("aten.add.Tensor", X, Y, alpha=2),
+    "add number": lambda c: c("aten.add.Tensor", X, 1e-1),
+    "sub": lambda c: c("aten.sub.Tensor", X, randn(8)),
+    "mul": lambda c: c("aten.mul.Tensor", X, randn(6, 1)),
+    "div": lambda c: c("aten.div.Tensor", X, 3.0),
+    "cat one": lambda c: c("aten.cat.default", [X], 1),
+    "to int": lambda c: c("aten.to.dtype", X, torch.int64),
     "mv": lambda c: c("aten.mv.default", randn(4, 6), randn(6)),
     "dot": lambda c: c("aten.dot.default", randn(6), randn(6)),
     "outer": lambda c: c("aten.outer.default", randn(6), randn(4)),
