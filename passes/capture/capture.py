@@ -35,15 +35,21 @@ def capture(
     """Capture `model` for batch B and T tokens; raise ModelError where it cannot be.
 
     `example` gives example inputs by argument name (default: token ids, and an attention mask for
-    encoders); `inputs` keeps only some of them. `frontend` is "export" (torch.export) or "fx"
-    (torch.fx.symbolic_trace first: plain straight-line modules only).
+    encoders); `inputs` names the arguments to keep, or to add as tokens. `frontend` is
+    "export" (torch.export) or "fx" (torch.fx.symbolic_trace first: plain modules only).
     """
     if isinstance(model, LoadedModel):
         model = model.module
-    chosen = dict(example) if example is not None else example_inputs(model)
+    chosen = dict(example) if example is not None else example_inputs(model, inputs)
     if inputs is not None:
         chosen = {name: chosen[name] for name in inputs}
     names, tensors = state_names(model)
+    unknown = next((name for name, buffer in tensors.items() if buffer.is_meta), None)
+    if unknown is not None:
+        raise ModelError(
+            f"buffer `{unknown}` is on meta, so its value is not known",
+            ("build the model off meta: its parameters take no memory while it is captured",),
+        )
     with canonical(model):
         program = trace(symbolic(model) if frontend == "fx" else model, chosen)
     sizes = Sizes(program.range_constraints, {BATCH: BATCH_EXAMPLE, TOKENS: TOKENS_EXAMPLE})
@@ -75,7 +81,7 @@ def name_logits(graph: Graph, model: nn.Module) -> Graph:
     return replace(graph, outputs={"logits": only.name})
 
 
-def example_inputs(model: nn.Module) -> dict[str, Tensor]:
+def example_inputs(model: nn.Module, names: Collection[str] | None) -> dict[str, Tensor]:
     """Return token ids (with a mask for encoders), or pixels, under the names of the forward."""
     arguments = inspect.signature(model.forward).parameters
     named = getattr(model, "main_input_name", None)
@@ -85,10 +91,16 @@ def example_inputs(model: nn.Module) -> dict[str, Tensor]:
         raise ModelError(f"the forward of `{type(model).__name__}` takes no argument")
     if first == "pixel_values":
         return {first: pixels(model)}
-    chosen = {first: torch.zeros(BATCH_EXAMPLE, TOKENS_EXAMPLE, dtype=torch.long)}
+    chosen = [first]
     if is_hugging_face(model) and "attention_mask" in arguments and not is_causal(model):
-        chosen["attention_mask"] = torch.ones(BATCH_EXAMPLE, TOKENS_EXAMPLE, dtype=torch.long)
-    return chosen
+        chosen.append("attention_mask")
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) is True:
+        chosen.append("decoder_input_ids")
+    chosen = list(dict.fromkeys((*chosen, *(names or ()))))
+    wrong = next((name for name in chosen if name not in arguments), None)
+    if wrong is not None:
+        raise ModelError(f"the forward of `{type(model).__name__}` has no argument `{wrong}`")
+    return {name: torch.ones(BATCH_EXAMPLE, TOKENS_EXAMPLE, dtype=torch.long) for name in chosen}
 
 
 def is_causal(model: nn.Module) -> bool:

@@ -178,6 +178,7 @@ def convert(
 
 def parameter(spec: Any, value: Value, fqns: tuple[str, ...], data: Tensor | None) -> Param:
     """Make the Param of one lifted tensor of the export signature."""
+    data = None if data is None else data.detach().cpu()
     if spec.kind is InputKind.PARAMETER:
         return Param(value, fqns, "param")
     if spec.kind is InputKind.BUFFER:

@@ -1,8 +1,8 @@
 """Canonical Hugging Face models: attention, masks and experts through transformers' own registries.
 
 While inside `canonical`, each attention of a model that uses the registries is one
-plancc::attention (causal, window, softcap, sinks told apart), each expert layer one plancc::experts.
-Configs are restored.
+plancc::attention (causal, window, softcap, sinks told apart), each expert layer one
+plancc::experts. Configs are restored.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def canonical(model: nn.Module) -> Iterator[None]:
     if not is_hugging_face(model):
         yield
         return
+    check_version()
     register()
     saved: list[tuple[Any, str, Any]] = []
 
@@ -73,6 +74,14 @@ def canonical(model: nn.Module) -> Iterator[None]:
             else:
                 config.__dict__[name] = old
         _MASKS.clear()
+
+
+def check_version() -> None:
+    """Refuse a transformers that has not all the registries."""
+    import transformers
+
+    if int(transformers.__version__.split(".")[0]) < 5:
+        raise ModelError(f"transformers 5 or newer is needed, this is {transformers.__version__}")
 
 
 def stop_packing(saved: list[tuple[Any, str, Any]]) -> None:
@@ -112,11 +121,7 @@ def register() -> None:
 
 
 def make_mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: int = 0,
-    kv_offset: int = 0,
+    *args: Any,
     mask_function: Any = None,
     attention_mask: Tensor | None = None,
     local_size: int | None = None,
@@ -126,17 +131,8 @@ def make_mask(
     from transformers.masking_utils import sdpa_mask
 
     rest |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-    mask = sdpa_mask(
-        batch_size=batch_size,
-        q_length=q_length,
-        kv_length=kv_length,
-        q_offset=q_offset,
-        kv_offset=kv_offset,
-        mask_function=mask_function,
-        attention_mask=attention_mask,
-        local_size=local_size,
-        **rest,
-    )
+    rest |= {"mask_function": mask_function, "attention_mask": attention_mask}
+    mask = sdpa_mask(*args, local_size=local_size, **rest)
     meaning = recognise(mask_function, local_size or 0)
     if meaning is not None:
         causal, window = meaning

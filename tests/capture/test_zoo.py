@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import sympy
 import torch
-from model_zoo import CAUSAL, ZOO
+from model_zoo import CAUSAL, ZOO, randomise
 from torch import Tensor, nn
 
 from plancc.ir.graph import Graph
@@ -67,23 +67,26 @@ def compare(model: nn.Module, graph: Graph, inputs: dict[str, Tensor], tolerance
 @pytest.mark.parametrize("name", [name for name in ZOO if name not in REFUSED])
 def test_equals_eager(name: str) -> None:
     model = ZOO[name]()
+    single = name in SINGLE_INSIDE | NO_DOUBLE
+    dtype = torch.float32 if single else torch.float64
+    model = model.to(dtype)
     before = copy.deepcopy(model.config.to_dict())
     graph = capture(model)
     assert model.config.to_dict() == before
-    compare(model, graph, examples(graph, 2, 7, torch.float32), 1e-5)
     check_form(name, graph)
-    if name in NO_DOUBLE:
-        return
-    model = model.double()
     if model._can_set_experts_implementation():
         model.set_experts_implementation("eager")
-    double = capture(model)
-    tolerance = 1e-6 if name in SINGLE_INSIDE else 1e-10
-    compare(model, double, examples(double, 3, 11, torch.float64), tolerance)
+    for batch, seq in ((2, 7), (3, 11)):
+        compare(model, graph, examples(graph, batch, seq, dtype), 1e-5 if single else 1e-10)
 
 
 def check_form(name: str, graph: Graph) -> None:
     """The graph is in canonical form: attention found, sizes symbolic, every node placed."""
+    known = {value.name for value in graph.inputs} | set(graph.params)
+    for node in graph.nodes:
+        assert set(node.refs()) <= known
+        assert known.isdisjoint(value.name for value in node.outs)
+        known |= {value.name for value in node.outs}
     targets = [node.target for node in graph.nodes]
     attentions = [node for node in graph.nodes if node.target == "plancc.attention.default"]
     assert len(attentions) == 2
@@ -137,3 +140,43 @@ def test_tied_weights_are_one_parameter() -> None:
     graph = capture(ZOO["llama_tied"]())
     tied = [param for param in graph.params.values() if len(param.fqns) > 1]
     assert [set(param.fqns) for param in tied] == [{"model.embed_tokens.weight", "lm_head.weight"}]
+
+
+def test_padding_mask_as_an_added_input() -> None:
+    model = ZOO["mistral"]()
+    graph = capture(model, inputs=("input_ids", "attention_mask"))
+    node = next(node for node in graph.nodes if node.target == "plancc.attention.default")
+    assert node.kwargs["causal"] and node.kwargs["window"] == 5 and len(node.args) == 4
+    compare(model, graph, examples(graph, 2, 9, torch.float32), 1e-5)
+
+
+def test_encoder_decoder() -> None:
+    import transformers
+
+    config = transformers.T5Config(
+        d_model=48, d_kv=8, d_ff=96, num_layers=2, num_heads=6, vocab_size=120,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    model = randomise(transformers.T5ForConditionalGeneration(config))
+    graph = capture(model)
+    attentions = [node for node in graph.nodes if node.target == "plancc.attention.default"]
+    assert [node.kwargs.get("causal", False) for node in attentions].count(True) == 2
+    ids = torch.randint(3, 100, (2, 7))
+    inputs = {"input_ids": ids, "decoder_input_ids": ids.flip(1)}
+    with torch.no_grad():
+        want = model(**inputs)
+    got = run_graph(graph, model.state_dict(), inputs)
+    torch.testing.assert_close(got["logits"], want["logits"], rtol=1e-5, atol=1e-5)
+
+
+def test_unknown_argument() -> None:
+    with pytest.raises(ModelError, match="has no argument `positions`"):
+        capture(ZOO["llama"](), inputs=("input_ids", "positions"))
+
+
+def test_buffers_without_values_are_refused() -> None:
+    real = ZOO["llama"]()
+    with torch.device("meta"):
+        model = type(real)(real.config)
+    with pytest.raises(ModelError, match="on meta"):
+        capture(model)
