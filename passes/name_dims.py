@@ -6,7 +6,7 @@ A graph goes in; factor trees of all values, the bound row of every node, and na
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -66,7 +66,7 @@ def _notes(bound: Bound) -> list[Note]:
 
 
 @contextmanager
-def _no_collection():
+def _no_collection() -> Iterator[None]:
     """Keep the cyclic collector out of a walk that only builds small objects."""
     was = gc.isenabled()
     gc.disable()

@@ -129,7 +129,7 @@ class Call:
     def dim(self, name: str = "dim", default: int = -1, rank: int | None = None) -> int:
         """The dim argument `name`, made non-negative for the first operand."""
         rank = len(self.shape(0)) if rank is None else rank
-        return self.arg(name, default) % max(rank, 1)
+        return int(self.arg(name, default)) % max(rank, 1)
 
     def dims(self, name: str = "dim") -> tuple[int, ...]:
         """The dims argument `name` (an int or a list; nothing: every dim), non-negative."""

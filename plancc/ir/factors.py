@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import sympy
 
@@ -32,7 +33,7 @@ class Factor:
         self.size = size
         self.solid = solid
         self.is_sum = False
-        self.kids: list | None = None
+        self.kids: list[Any] | None = None
 
     def root(self) -> Factor:
         """The representative of this factor's class."""

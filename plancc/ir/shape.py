@@ -162,11 +162,12 @@ def _places(anchors: tuple[Anchor, ...]) -> dict[str, _Places]:
         at: dict[str, list[Anchor]] = {}
         for anchor in group:
             at.setdefault(anchor.path, []).append(anchor)
-        order = sorted(range(len(group)), key=lambda i, g=group: g[i].path + ".")
+        keys = [anchor.path + "." for anchor in group]
+        order = sorted(range(len(group)), key=keys.__getitem__)
         found[name] = _Places(
             tuple(group),
             {path: tuple(some) for path, some in at.items()},
-            [group[i].path + "." for i in order],
+            [keys[i] for i in order],
             order,
         )
     return found
