@@ -48,7 +48,10 @@ def localise_node(
         args=_rename(node.args, ("args",), local),
         kwargs={k: _rename(v, ("kwargs", k), local) for k, v in node.kwargs.items()},
     )
-    return localise_args(renamed, binding, shapes, size_of, start_of, is_cut, is_sized)
+    return localise_args(
+        renamed, binding, shapes, size_of, start_of, is_cut, is_sized,
+        lambda tree: LocalDim(cut_tree(tree, lambda p, leaf: ())),
+    )  # fmt: skip
 
 
 def _rename(

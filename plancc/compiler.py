@@ -29,7 +29,7 @@ from plancc.passes.match_targets import Modules
 from plancc.passes.name_dims import name_dims
 from plancc.passes.partition_ranks import PartitionRanks
 from plancc.passes.plan_layouts import PlanLayouts
-from plancc.passes.rows import UnknownOperator
+from plancc.passes.rows import RowError, UnknownOperator
 
 PIPELINE: tuple[Pass, ...] = (
     FindStatic(),
@@ -95,6 +95,10 @@ def name_model(plan: ResolvedPlan, graph: Graph, report: Report) -> NamedGraph:
             report_unknown(one, report)
         report.raise_errors()
         raise
+    except RowError as problem:
+        report.error("P315", str(problem), None, help=["mend the row, or register another"])
+        report.raise_errors()
+        raise
     check_facts(plan, named, report)
     report.raise_errors()
     return named
@@ -102,12 +106,13 @@ def name_model(plan: ResolvedPlan, graph: Graph, report: Report) -> NamedGraph:
 
 def report_unknown(problem: UnknownOperator, report: Report) -> None:
     """P314: an operator that has no row, with its module and model line."""
+    name = "::".join(problem.op.split(".")[:2])
     report.error(
         "P314",
         f"operator `{problem.op}` has no row",
         None,
         notes=[f"at {problem.path or 'the root module'} ({problem.line})"],
-        help=[f'name its dims in one line: plancc.register_op("{problem.op}", "... d -> ... d")'],
+        help=[f'name its dims in one line: plancc.register_op("{name}", "... d -> ... d")'],
     )
 
 

@@ -5,6 +5,7 @@ Deterministic: the same program gives the same bytes. It calls torch, plancc.ops
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -37,6 +38,9 @@ SHORT: Mapping[torch.dtype, str] = {
     torch.int64: "i64", torch.int32: "i32", torch.bool: "bool",
 }  # fmt: skip
 INDENT = "    "
+RESERVED = frozenset(
+    {*keyword.kwlist, "r", "comm", "w", "kv", "B", "T", "P", "aten", "ops", "torch", "step"}
+)
 
 
 def emit_program(program: RankProgram, plan_name: str, *, probes: bool = False) -> str:
@@ -58,6 +62,8 @@ class _Emitter:
         self.dim_lines: list[str] = []
         self.stages: dict[Stage, str] = {}
         self.weights = {w.held.name: weight_key(program, w) for w in program.weights}
+        values = {held.name for step in program.instructions for held in produced(step)}
+        self.taken = values | RESERVED | {held.name for held in program.inputs}
         self.body: list[str] = []
         self.origin: Origin | None = None
 
@@ -219,8 +225,9 @@ class _Emitter:
             return str(leaf.size)
         if key not in self.dims:
             variable = f"{name}_{axes}" if axes else name
-            while variable in self.dims.values():
+            while variable in self.taken:
                 variable += "_"
+            self.taken.add(variable)
             self.dims[key] = variable
             parts = f", {self.parts(leaf.parts)}" if leaf.parts else ""
             self.dim_lines.append(f"{variable} = r.dim({name!r}, {leaf.size}{parts})")
