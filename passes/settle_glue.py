@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from plancc.ir.graph import Node
 from plancc.ir.layout import Stage
+from plancc.ir.shape import leaves
 from plancc.passes.base import Placed, Unit
 
 
@@ -31,6 +32,8 @@ def settle_glue(unit: Unit, places: Mapping[str, Placed]) -> Mapping[str, Placed
 
 class _Settling:
     def __init__(self, unit: Unit, places: dict[str, Placed], axes: Mapping[str, set[str]]) -> None:
+        assert unit.named is not None
+        self.named = unit.named
         self.places = places
         self.axes = axes
         self.users: dict[str, list[str]] = {}
@@ -48,6 +51,8 @@ class _Settling:
             return
         coords = dict(placed.stage.coords)
         for axis in sorted(self.axes[placed.stage.mesh] - set(coords)):
+            if self.is_cut(node, placed, axis):
+                continue
             seen = {
                 dict(self.places[n].stage.coords)[axis]
                 for n in near
@@ -61,3 +66,14 @@ class _Settling:
                 coords[axis] = 0
         stage = Stage(placed.stage.mesh, tuple(sorted(coords.items())))
         self.places[node.name] = replace(placed, stage=stage)
+
+    def is_cut(self, node: Node, placed: Placed, axis: str) -> bool:
+        """Whether the plan cuts a dim of this node over `axis`: then it runs on all of that axis."""
+        binding = self.named.bindings[node.name]
+        return any(
+            part.axis == axis
+            for operand in (*binding.operands, *binding.outs)
+            for tree in self.named.shapes[operand.value]
+            for leaf in leaves(tree)
+            for part in placed.cuts.get(leaf.id, ((), None))[0]
+        )

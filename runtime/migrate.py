@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,11 +36,11 @@ def move_caches(
     before, after = cache_rows(old), cache_rows(new)
     moved = 0
     for slot, rows in before.items():
-        if rows == after.get(slot):
+        if all(map(partial(same_place, view, positions(1, past)), rows, after[slot])):
             continue
         moved += 1
         for cache, (lo, hi) in zip(caches, batches, strict=True):
-            env = {"B": hi - lo, "T": 0, "P": past}
+            env = positions(hi - lo, past)
             pair = []
             for part, (row, want) in enumerate(zip(rows, after[slot], strict=True)):
                 held = cache.slots.get(int(slot))
@@ -50,6 +51,22 @@ def move_caches(
             else:
                 cache.drop(int(slot))
     return moved
+
+
+def positions(batch: int, past: int) -> dict[str, int]:
+    """The sizes under which a cache has `past` positions: T in prefill, P + T in decode."""
+    return {"B": batch, "T": past, "P": 0}
+
+
+def same_place(
+    view: View, env: Mapping[str, int], a: Mapping[str, Any], b: Mapping[str, Any]
+) -> bool:
+    """Whether two rows put a tensor on the same stage in the same layout."""
+    keys = [
+        [build_dim(view.on(row["stage"]["mesh"]), tree, env).key for tree in row["dims"]]
+        for row in (a, b)
+    ]
+    return a["stage"] == b["stage"] and keys[0] == keys[1]
 
 
 def move_one(

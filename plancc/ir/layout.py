@@ -160,70 +160,97 @@ class _Path:
         self.target = target
         self.moves: list[Move] = []
 
-    def parts(self, layout: Layout) -> list[list[tuple[Part, ...]]]:
-        return [[leaf.parts for leaf in cuts(dim)] for dim in layout.dims]
-
-    def step(self, kind: str, parts: tuple[Part, ...], after: Layout, dim: int = -1, to: int = -1):
+    def step(self, kind: str, parts: Parts, after: Layout, dim: int = -1, to: int = -1) -> None:
         self.moves.append(Move(kind, parts, self.at, after, dim, to))
         self.at = after
 
-    def with_cuts(self, changes: Mapping[int, Mapping[int, tuple[Part, ...]]], partial) -> Layout:
+    def positions(self, d: int) -> Iterator[tuple[int, Parts, Parts]]:
+        """The positions of a dim that are not as wanted: (position, parts there, parts wanted)."""
+        pairs = zip(cuts(self.at.dims[d]), cuts(self.target.dims[d]), strict=True)
+        for p, (have, need) in enumerate(pairs):
+            if have.parts != need.parts:
+                yield p, have.parts, need.parts
+
+    def gains(self, d: int) -> tuple[Changes, Parts]:
+        """The positions of a dim that lack only further cuts, and the parts of those."""
+        changes = {p: need for p, have, need in self.positions(d) if need[: len(have)] == have}
+        return changes, union(n[len(h) :] for p, h, n in self.positions(d) if p in changes)
+
+    def losses(self, d: int) -> tuple[Changes, Parts]:
+        """What is left at the positions of a dim that are cut as not wanted, and the parts to drop."""
+        changes: dict[int, Parts] = {}
+        gone = []
+        for p, have, need in self.positions(d):
+            keep = len(shared_prefix(have, need))
+            if keep < len(have):
+                changes[p] = have[:keep]
+                gone.append(have[keep:])
+        return changes, union(gone)
+
+    def changed(self, changes: Mapping[int, Changes], partial: Parts) -> Layout:
         dims = tuple(
             map_cuts(dim, changes[d]) if d in changes else dim for d, dim in enumerate(self.at.dims)
         )
         return Layout(dims, partial)
 
-    def positions(self) -> Iterator[tuple[int, int, tuple[Part, ...], tuple[Part, ...]]]:
-        now, goal = self.parts(self.at), self.parts(self.target)
-        for d, (row, want) in enumerate(zip(now, goal, strict=True)):
-            for p, (have, need) in enumerate(zip(row, want, strict=True)):
-                if have != need:
-                    yield d, p, have, need
-
     def reduce(self) -> None:
-        for d, p, have, need in list(self.positions()):
-            added = need[len(have) :]
-            pending, summed = set(self.at.partial) - set(self.target.partial), pending_parts(added)
-            if need[: len(have)] == have and added and set(summed) <= pending:
+        for d in range(len(self.at.dims)):
+            pending = set(self.at.partial) - set(self.target.partial)
+            changes, added = self.gains(d)
+            summed = pending_parts(added)
+            if summed and set(summed) <= pending:
                 rest = tuple(x for x in self.at.partial if x not in summed)
-                self.step("reduce_scatter", added, self.with_cuts({d: {p: need}}, rest), d)
-        pending = tuple(p for p in self.at.partial if p not in self.target.partial)
-        if pending:
+                self.step("reduce_scatter", added, self.changed({d: changes}, rest), d)
+        owed = tuple(p for p in self.at.partial if p not in self.target.partial)
+        if owed:
             rest = tuple(p for p in self.at.partial if p in self.target.partial)
-            self.step("all_reduce", pending, Layout(self.at.dims, rest))
+            self.step("all_reduce", owed, Layout(self.at.dims, rest))
 
     def shard(self) -> None:
-        for d, p, have, need in list(self.positions()):
-            added = need[len(have) :]
-            in_use = [x for row in self.parts(self.at) for leaf in row for x in leaf]
-            free = not any(new.meets(old) for new in added for old in in_use)
-            if need[: len(have)] == have and added and free:
-                self.step("shard", added, self.with_cuts({d: {p: need}}, self.at.partial), d)
+        for d in range(len(self.at.dims)):
+            changes, added = self.gains(d)
+            if added and not any(new.meets(old) for new in added for old in self.in_use()):
+                self.step("shard", added, self.changed({d: changes}, self.at.partial), d)
+
+    def in_use(self) -> list[Part]:
+        return [part for dim in self.at.dims for leaf in cuts(dim) for part in leaf.parts]
 
     def exchange(self) -> None:
-        for d, p, have, need in list(self.positions()):
-            moved = have[len(need) :]
-            if have[: len(need)] != need or not moved:
-                continue
-            for d2, p2, have2, need2 in list(self.positions()):
-                fits = need2[: len(have2)] == have2 and need2[len(have2) :] == moved
-                if fits and d2 != d:
-                    after = self.with_cuts({d: {p: need}, d2: {p2: need2}}, self.at.partial)
-                    self.step("all_to_all", moved, after, d, d2)
-                    break
+        dims = range(len(self.at.dims))
+        for d, to in ((d, to) for d in dims for to in dims if d != to):
+            lost, moved = self.losses(d)
+            gained, added = self.gains(to)
+            if moved and set(moved) == set(added):
+                after = self.changed({d: lost, to: gained}, self.at.partial)
+                if set(moved) & {x for leaf in cuts(after.dims[d]) for x in leaf.parts}:
+                    continue
+                self.step("all_to_all", moved, after, d, to)
 
-    def gather(self) -> None:
-        by_dim: dict[int, dict[int, tuple[Part, ...]]] = {}
-        gone: dict[int, list[Part]] = {}
-        for d, p, have, need in self.positions():
-            keep = 0
-            while keep < min(len(have), len(need)) and have[keep] == need[keep]:
-                keep += 1
-            if len(have) > keep:
-                by_dim.setdefault(d, {})[p] = have[:keep]
-                gone.setdefault(d, []).extend(have[keep:])
-        for d, change in by_dim.items():
-            self.step("all_gather", tuple(gone[d]), self.with_cuts({d: change}, self.at.partial), d)
+    def gather(self, *, whole: bool = False) -> None:
+        """Drop the cuts that are not wanted; with `whole`, all cuts of dims that are not as wanted."""
+        for d in range(len(self.at.dims)):
+            changes, gone = self.losses(d)
+            if whole and any(True for _ in self.positions(d)):
+                found = list(cuts(self.at.dims[d]))
+                changes, gone = dict.fromkeys(range(len(found)), ()), union(x.parts for x in found)
+            if gone:
+                self.step("all_gather", gone, self.changed({d: changes}, self.at.partial), d)
+
+
+Parts = tuple[Part, ...]
+Changes = Mapping[int, Parts]
+"""Position in a dim -> the parts that cut it after a move."""
+
+
+def union(found: Iterable[Parts]) -> Parts:
+    """Every part once, in order of appearance."""
+    return tuple(dict.fromkeys(part for parts in found for part in parts))
+
+
+def shared_prefix(a: Parts, b: Parts) -> Parts:
+    """The parts that both begin with."""
+    count = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return a[:count]
 
 
 def plan_moves(source: Layout, target: Layout) -> tuple[Move, ...]:
@@ -240,6 +267,9 @@ def plan_moves(source: Layout, target: Layout) -> tuple[Move, ...]:
     path.exchange()
     path.gather()
     path.shard()
+    if path.at.dims != target.dims:
+        path.gather(whole=True)
+        path.shard()
     if path.at.dims != target.dims:
         raise Bug(f"no path from layout {source} to {target}: stuck at {path.at}")
     return tuple(path.moves)
