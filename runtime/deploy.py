@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,15 +28,20 @@ class Deployment:
         """One rank; without a transport it can be inspected but not run with others."""
         return RankHandle(self.artifact, self.weights, rank, transport)
 
-    def this_rank(self) -> RankHandle:
-        """The rank that this process is under torchrun."""
+    def this_rank(self, backend: str | None = None) -> RankHandle:
+        """The rank that this process is under torchrun; use it as a context manager.
+
+        `backend` is gloo or nccl; without it nccl where there is CUDA. Raises ArtifactError if the
+        launcher started another number of ranks than the artifact has.
+        """
         from plancc.runtime.distributed import transport_from_env
 
-        transport = transport_from_env()
-        if transport.world != self.artifact.world:
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started != self.artifact.world:
             raise ArtifactError(
-                f"the artifact needs {self.artifact.world} ranks, the launcher started {transport.world}"
+                f"the artifact needs {self.artifact.world} ranks, the launcher started {started}"
             )
+        transport = transport_from_env(backend)
         return self.rank(transport.rank, transport)
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
@@ -72,6 +78,14 @@ class RankHandle:
         self.number = number
         self.transport = transport
         self.runner = Runner(artifact, transport, weights) if transport is not None else None
+
+    def __enter__(self) -> RankHandle:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        close = getattr(self.transport, "close", None)
+        if close is not None:
+            close()
 
     @property
     def files(self) -> tuple[str, ...]:

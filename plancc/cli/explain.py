@@ -73,5 +73,6 @@ def show_plan(plan: object, as_json: bool) -> None:
         rules = "; ".join(
             f"{r['verb']} {', '.join(r['dims'])} over {', '.join(r['axes'])}" for r in place["rules"]
         )
-        on = f" on {place['on']}" if place["on"] else ""
+        inside = ", ".join(f"{a} = {i}" for a, i in place["coords"].items())
+        on = f" on {place['on']}" + (f"[{inside}]" if inside else "") if place["on"] else ""
         print(f"  {place['line']:<24} {targets}{on}" + (f" {{ {rules} }}" if rules else ""))

@@ -69,6 +69,9 @@ def run_artifact(args: argparse.Namespace, folder: Path) -> int:
     problem = artifact.refuses(ids.shape[0], ids.shape[1], args.new_tokens)
     if problem:
         return complain(problem)
+    problem = too_few_devices(args.backend, artifact.world)
+    if problem:
+        return complain(problem)
     found = generate(args, artifact, ids)
     if args.backend != "local" and under_torchrun() and os.environ["RANK"] != "0":
         return 0
@@ -93,7 +96,8 @@ def generate(args: argparse.Namespace, artifact: Any, ids: Any) -> dict[str, Any
     if args.backend == "local":
         return Deployment(artifact).generate(ids, args.new_tokens).json()
     if under_torchrun():
-        return Deployment(artifact).this_rank().generate(ids, args.new_tokens).json()
+        with Deployment(artifact).this_rank(args.backend) as rank:
+            return rank.generate(ids, args.new_tokens).json()
     from plancc.runtime.launch import launch
 
     payload = {
@@ -104,6 +108,18 @@ def generate(args: argparse.Namespace, artifact: Any, ids: Any) -> dict[str, Any
         time_limit=args.time_limit, describe=artifact.describe,
     )  # fmt: skip
     return found[0]
+
+
+def too_few_devices(backend: str, world: int) -> str | None:
+    """Why this host cannot hold the ranks; None if it can."""
+    if backend != "nccl" or under_torchrun():
+        return None
+    import torch
+
+    count = torch.cuda.device_count()
+    if count >= world:
+        return None
+    return f"nccl needs a GPU for each of the {world} ranks, this host has {count}: try --backend gloo"
 
 
 def under_torchrun() -> bool:
