@@ -52,7 +52,7 @@ _DEEPSEEK = _MIXTURE | dict(
     n_shared_experts=1,
 )
 
-_CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
+CAUSAL_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", _GROUPED),
     "llama_tied": ("Llama", _GROUPED | dict(tie_word_embeddings=True, attention_bias=True)),
     "mistral": ("Mistral", _GROUPED | dict(sliding_window=5)),
@@ -249,7 +249,9 @@ _ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def _causal(family: str, options: dict[str, Any]) -> Callable[[], nn.Module]:
+def build_causal(family: str, options: dict[str, Any]) -> Callable[[], nn.Module]:
+    """Return a factory of a causal language model of a family, with its config's options."""
+
     def build() -> nn.Module:
         kind = "ForCausalLM"
         config_name = family
@@ -286,7 +288,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 CAUSAL: dict[str, Callable[[], nn.Module]] = {
-    name: _causal(family, options) for name, (family, options) in _CAUSAL.items()
+    name: build_causal(family, options) for name, (family, options) in CAUSAL_CONFIGS.items()
 }
 ENCODERS: dict[str, Callable[[], nn.Module]] = {
     name: _encoder(family, kind, options) for name, (family, kind, options) in _ENCODERS.items()

@@ -8,18 +8,20 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch.export import ExportedProgram
 
-from plancc.ir.graph import BATCH, TOKENS, Graph, Ref
+from plancc.ir.graph import BATCH, TOKENS, Graph
 from plancc.models import LoadedModel, ModelError
 from plancc.passes.capture.attention import recognise_attention
-from plancc.passes.capture.convert import convert, flat_outputs
+from plancc.passes.capture.convert import Converted, convert
+from plancc.passes.capture.expand import expand
 from plancc.passes.capture.export import symbolic, trace
 from plancc.passes.capture.functionalize import functionalize
-from plancc.passes.capture.hugging_face import canonical, is_hugging_face
+from plancc.passes.capture.hugging_face import canonical, collects, is_hugging_face
 from plancc.passes.capture.scatter import concatenate_scatters
 from plancc.passes.capture.simplify import simplify
 from plancc.passes.capture.sizes import Sizes
+from plancc.passes.capture.stamp import Refused, find_groups, stamping
 
 BATCH_EXAMPLE, TOKENS_EXAMPLE = 3, 13
 TOKEN_NAMES = ("input_ids", "ids", "tokens", "idx", "x")
@@ -50,25 +52,52 @@ def capture(
             f"buffer `{unknown}` is on meta, so its value is not known",
             ("build the model off meta: its parameters take no memory while it is captured",),
         )
-    with canonical(model):
-        program = trace(symbolic(model) if frontend == "fx" else model, chosen)
-    sizes = Sizes(program.range_constraints, {BATCH: BATCH_EXAMPLE, TOKENS: TOKENS_EXAMPLE})
-    for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name in chosen:
-            sizes.bind(node.meta["val"])
-    traced = convert(program, sizes, names, tensors)
-    tree = pytree.tree_unflatten(traced.outputs, program.call_spec.out_spec)
-    outputs = {name: leaf.name for name, leaf in flat_outputs(tree) if isinstance(leaf, Ref)}
+    traced = traced_layers(model, chosen, names, tensors, frontend)
     nodes, outputs = functionalize(
-        traced.nodes, traced.params, traced.inputs, outputs, traced.storage
+        traced.nodes, traced.params, traced.inputs, traced.outputs, traced.storage
     )
     values = [*traced.inputs, *(param.value for param in traced.params.values())]
     nodes = concatenate_scatters(nodes, values)
     nodes, params, outputs = simplify(nodes, traced.params, traced.inputs, outputs)
     modules = {path: type(part).__name__ for path, part in model.named_modules()}
     inputs_seen = tuple(traced.inputs)
-    graph = Graph(tuple(nodes), params, inputs_seen, outputs, modules, limits=sizes.limits)
+    graph = Graph(tuple(nodes), params, inputs_seen, outputs, modules, limits=traced.limits)
     return name_logits(recognise_attention(graph), model)
+
+
+def traced_layers(
+    model: nn.Module,
+    chosen: Mapping[str, Tensor],
+    names: Mapping[str, tuple[str, ...]],
+    tensors: Mapping[str, Tensor],
+    frontend: str,
+) -> Converted:
+    """Trace and convert, identical layers once where that is safe, else every one."""
+    with canonical(model):
+        groups = find_groups(model) if frontend == "export" and not collects(model) else []
+        if groups:
+            try:
+                with stamping(model, groups):
+                    program = trace(model, chosen)
+                return expand(convert_program(program, chosen, names, tensors), groups)
+            except (Refused, ModelError):
+                pass  # an ordinary trace stamps nothing, and says what is wrong with the model
+        program = trace(symbolic(model) if frontend == "fx" else model, chosen)
+    return convert_program(program, chosen, names, tensors)
+
+
+def convert_program(
+    program: ExportedProgram,
+    chosen: Collection[str],
+    names: Mapping[str, tuple[str, ...]],
+    tensors: Mapping[str, Tensor],
+) -> Converted:
+    """Convert what torch.export gave, with the inputs' sizes named."""
+    sizes = Sizes(program.range_constraints, {BATCH: BATCH_EXAMPLE, TOKENS: TOKENS_EXAMPLE})
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in chosen:
+            sizes.bind(node.meta["val"])
+    return convert(program, sizes, names, tensors)
 
 
 def name_logits(graph: Graph, model: nn.Module) -> Graph:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
 
 from plancc.dsl.errors import Bug
 from plancc.ir.graph import Node, Param, Ref, Value
@@ -140,8 +141,9 @@ class Converted:
     nodes: list[Node]
     params: dict[str, Param]
     inputs: list[Value]
-    outputs: list[Any]
-    storage: dict[str, int]  # value name -> what it shares memory with others by
+    outputs: dict[str, str]  # output name -> value name
+    storage: Mapping[str, Hashable]  # value name -> what it shares memory with others by
+    limits: dict[str, int]
 
 
 def convert(
@@ -173,7 +175,9 @@ def convert(
             data = program.constants.get(spec.target, tensors.get(spec.target))
             params[name] = parameter(spec, value, fqns, data)
     outputs = converter.run(program.graph, program.graph_module)
-    return Converted(converter.nodes, params, inputs, outputs, converter.storage)
+    tree = pytree.tree_unflatten(outputs, program.call_spec.out_spec)
+    named = {name: leaf.name for name, leaf in flat_outputs(tree) if isinstance(leaf, Ref)}
+    return Converted(converter.nodes, params, inputs, named, converter.storage, sizes.limits)
 
 
 def parameter(spec: Any, value: Value, fqns: tuple[str, ...], data: Tensor | None) -> Param:

@@ -21,6 +21,7 @@ from torch.export import Dim, ExportedProgram
 
 from plancc.models import ModelError
 from plancc.passes.capture.lines import NOT_MODEL
+from plancc.passes.capture.stamp import Refused
 
 _SWAPPING = threading.RLock()
 
@@ -34,7 +35,7 @@ def trace(module: nn.Module, inputs: Mapping[str, Tensor]) -> ExportedProgram:
                 return torch.export.export(
                     module, (), dict(inputs), dynamic_shapes=shapes, strict=False
                 )
-        except ModelError:
+        except (ModelError, Refused):
             raise
         except Exception as error:
             raise explain(error, module) from error

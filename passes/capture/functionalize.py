@@ -6,7 +6,7 @@ views' inverses; an alias that is read afterwards is viewed again. What cannot b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -82,7 +82,7 @@ class Alias:
 class Functionalizer:
     """One pass over the nodes in order; `storage` tells which values share memory."""
 
-    def __init__(self, storage: Mapping[str, int], fixed: Sequence[tuple[Value, str]]) -> None:
+    def __init__(self, storage: Mapping[str, Hashable], fixed: Sequence[tuple[Value, str]]) -> None:
         self.storage = storage
         self.aliases: dict[str, Alias] = {}
         self.values: dict[str, Value] = {}
@@ -255,7 +255,7 @@ def functionalize(
     params: Mapping[str, Param],
     inputs: Sequence[Value],
     outputs: Mapping[str, str],
-    storage: Mapping[str, int],
+    storage: Mapping[str, Hashable],
 ) -> tuple[list[Node], dict[str, str]]:
     """Return nodes without in-place operators and the renamed outputs, or raise ModelError."""
     if all(written_argument(node.target) is None for node in nodes):

@@ -76,6 +76,13 @@ def canonical(model: nn.Module) -> Iterator[None]:
         _MASKS.clear()
 
 
+def collects(model: nn.Module) -> bool:
+    """Tell whether a transformers model gathers outputs of its layers behind their backs."""
+    wishes = ("output_hidden_states", "output_attentions", "output_router_logits")
+    held = [getattr(part, "config", None) for part in model.modules()]
+    return any(getattr(config, wish, False) is True for config in held for wish in wishes)
+
+
 def check_version() -> None:
     """Refuse a transformers that has not all the registries."""
     import transformers
@@ -171,6 +178,18 @@ def holds_tensor(function: Any) -> bool:
     cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
     flat = [item for cell in cells for item in (cell if isinstance(cell, tuple) else (cell,))]
     return any(isinstance(item, Tensor) or holds_tensor(item) for item in flat)
+
+
+def means_mask(tensor: Tensor) -> bool:
+    """Tell whether a tensor is a mask whose meaning is remembered."""
+    return any(mask is tensor for mask, _ in _MASKS)
+
+
+def same_mask(old: Tensor, new: Tensor) -> None:
+    """Let `new` mean what `old` means, if that is a mask."""
+    found = next((pattern for mask, pattern in _MASKS if mask is old), None)
+    if found is not None:
+        _MASKS.append((new, found))
 
 
 def attention_forward(
