@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 
@@ -11,7 +11,7 @@ class Source:
     """One file of plan text. `name` is what messages show (the path as the user gave it)."""
 
     name: str
-    text: str
+    text: str = field(repr=False)
 
     def line(self, number: int) -> str:
         """The text of 1-based line `number`, without its newline; empty beyond the end."""

@@ -31,7 +31,19 @@ class Dim(int):
     kids: tuple[Dim, ...]
     parts: tuple[Part, ...]
     lo: int
+    table: tuple[Ranges, ...] | None
     key: tuple[Any, ...]
+
+    @staticmethod
+    def owned(total: int, part: Part, table: tuple[Ranges, ...], coord: Coord) -> Dim:
+        """A leaf of `total` elements of which each rank along `part` has the ranges in `table`."""
+        index = coord(part)
+        mine = ((0, total),) if index is None else table[index]
+        dim = Dim(length(mine))
+        dim.total, dim.op, dim.kids, dim.parts = total, "leaf", (), (part,)
+        dim.lo = mine[0][0] if mine else 0
+        dim.table, dim.key = table, (total, part, table)
+        return dim
 
     @staticmethod
     def leaf(total: int, parts: tuple[Part, ...], coord: Coord) -> Dim:
@@ -39,7 +51,7 @@ class Dim(int):
         lo, hi = nested(total, parts, coord)
         dim = Dim(hi - lo)
         dim.total, dim.op, dim.kids, dim.parts, dim.lo = total, "leaf", (), parts, lo
-        dim.key = (total, parts)
+        dim.table, dim.key = None, (total, parts)
         return dim
 
     @staticmethod
@@ -53,7 +65,7 @@ class Dim(int):
                 size, total = size + int(kid), total + kid.total
         dim = Dim(size)
         dim.total, dim.op, dim.kids, dim.parts, dim.lo = total, op, kids, (), 0
-        dim.key = (op, *(kid.key for kid in kids))
+        dim.table, dim.key = None, (op, *(kid.key for kid in kids))
         return dim
 
     def __mul__(self, other: Any) -> Any:
@@ -68,6 +80,9 @@ class Dim(int):
 
     def ranges(self, coord: Coord) -> Ranges:
         """The global index ranges, ascending, that a rank at `coord` holds."""
+        if self.table is not None:
+            index = coord(self.parts[0])
+            return ((0, self.total),) if index is None else self.table[index]
         if self.op == "leaf":
             lo, hi = nested(self.total, self.parts, coord)
             return ((lo, hi),) if hi > lo else ()

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from plancc.runtime.comm import Comm
+from plancc.runtime.dims import Dim
 from plancc.runtime.kv import KVCache
+from plancc.runtime.owners import Owners
 from plancc.runtime.sizes import build_dim
 from plancc.runtime.view import View
 
@@ -31,12 +33,16 @@ def move_caches(
     batches: Sequence[tuple[int, int]],
     past: int,
     at: int,
+    owners: tuple[Owners, Owners],
 ) -> int:
-    """Redistribute every slot whose layout differs between two variants; returns how many moved."""
+    """Redistribute every slot whose layout differs between two variants; returns how many moved.
+
+    `owners` are the tables before and after the switch, both for the `past` positions.
+    """
     before, after = cache_rows(old), cache_rows(new)
     moved = 0
     for slot, rows in before.items():
-        if all(map(partial(same_place, view, positions(1, past)), rows, after[slot])):
+        if all(map(partial(same_place, view, positions(1, past), owners), rows, after[slot])):
             continue
         moved += 1
         for cache, (lo, hi) in zip(caches, batches, strict=True):
@@ -45,12 +51,21 @@ def move_caches(
             for part, (row, want) in enumerate(zip(rows, after[slot], strict=True)):
                 held = cache.slots.get(int(slot))
                 piece = None if held is None else held[part]
-                pair.append(move_one(view, comm, row, want, piece, env, at))
+                pair.append(move_one(view, comm, (row, want), piece, env, at, owners))
             if pair[0] is not None and pair[1] is not None:
                 cache.put(int(slot), pair[0], pair[1])
             else:
                 cache.drop(int(slot))
     return moved
+
+
+def dims_of(
+    view: View, row: Mapping[str, Any], env: Mapping[str, int], owners: Owners
+) -> list[Dim]:
+    """The Dims of a row under one state of the tables."""
+    here = view.on(row["stage"]["mesh"])
+    here.owners = owners
+    return [build_dim(here, tree, env) for tree in row["dims"]]
 
 
 def positions(batch: int, past: int) -> dict[str, int]:
@@ -59,25 +74,24 @@ def positions(batch: int, past: int) -> dict[str, int]:
 
 
 def same_place(
-    view: View, env: Mapping[str, int], a: Mapping[str, Any], b: Mapping[str, Any]
-) -> bool:
+    view: View, env: Mapping[str, int], owners: tuple[Owners, Owners],
+    a: Mapping[str, Any], b: Mapping[str, Any],
+) -> bool:  # fmt: skip
     """Whether two rows put a tensor on the same stage in the same layout."""
-    keys = [
-        [build_dim(view.on(row["stage"]["mesh"]), tree, env).key for tree in row["dims"]]
-        for row in (a, b)
-    ]
+    keys = [[d.key for d in dims_of(view, row, env, own)] for row, own in zip((a, b), owners)]
     return a["stage"] == b["stage"] and keys[0] == keys[1]
 
 
 def move_one(
-    view: View, comm: Comm, row: Mapping[str, Any], want: Mapping[str, Any],
-    piece: torch.Tensor | None, env: Mapping[str, int], at: int,
+    view: View, comm: Comm, rows: tuple[Mapping[str, Any], Mapping[str, Any]],
+    piece: torch.Tensor | None, env: Mapping[str, int], at: int, owners: tuple[Owners, Owners],
 ) -> torch.Tensor | None:  # fmt: skip
-    """One tensor from the layout of `row` to that of `want`; None on ranks that hold none of it."""
+    """One tensor from one row's layout to the other's; None on ranks that then hold none of it."""
+    row, want = rows
     source = view.stage(row["stage"]["mesh"], **row["stage"]["coords"])
     target = view.stage(want["stage"]["mesh"], **want["stage"]["coords"])
-    has = [build_dim(view.on(source.mesh), tree, env) for tree in row["dims"]]
-    wants = [build_dim(view.on(target.mesh), tree, env) for tree in want["dims"]]
+    has = dims_of(view, row, env, owners[0])
+    wants = dims_of(view, want, env, owners[1])
     gives, takes = view.rank in source.ranks, view.rank in target.ranks
     if gives and takes:
         assert piece is not None

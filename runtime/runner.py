@@ -15,6 +15,7 @@ from plancc.runtime.dims import Dim, Ranges
 from plancc.runtime.kv import KVCache
 from plancc.runtime.loading import load_weights
 from plancc.runtime.migrate import move_caches
+from plancc.runtime.owners import Owners
 from plancc.runtime.sizes import build_dim
 from plancc.runtime.transport import Transport
 from plancc.runtime.view import Members, View
@@ -30,6 +31,7 @@ class Sequence:
     past: int = 0
     row: Mapping[str, Any] | None = None
     caches: list[KVCache] = field(default_factory=list)
+    owners: Owners = field(default_factory=Owners)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +86,9 @@ class Runner:
         self.transport.program = program["file"]
         step = probe(program["file"]) if probe else self.artifact.step(program["file"])
         bounds = split_batch(batch, row["microbatches"])
-        if sequence.row is not None and sequence.row["variant"] != row["variant"]:
-            self.moved += move_caches(
-                view, comm, sequence.row, row, sequence.caches, bounds, sequence.past, MOVE_CACHE
-            )
+        self.switch(sequence, row, view, comm, bounds)
+        sequence.owners.extend(tokens)
+        view.owners = sequence.owners
         while len(sequence.caches) < len(bounds):
             sequence.caches.append(KVCache())
         found: dict[str, list[Tensor | None]] = {}
@@ -101,6 +102,18 @@ class Runner:
         sequence.past += tokens
         sequence.row = row
         return self.collect(row, found, tuple(bounds), sizes)
+
+    def switch(self, sequence: Sequence, row: Mapping[str, Any], view: View, comm: Comm, bounds) -> None:
+        """Give the cache to its owners under `row`, where that is another variant than before."""
+        old, past = sequence.row, sequence.past
+        before = sequence.owners
+        sequence.owners = Owners(before)
+        sequence.owners.keep([view.part(text) for text in row["owned"]], past)
+        if old is not None and old["variant"] != row["variant"]:
+            self.moved += move_caches(
+                view, comm, old, row, sequence.caches, bounds, past, MOVE_CACHE,
+                (before, sequence.owners),
+            )  # fmt: skip
 
     def input_name(self, phase: str) -> str:
         """The name of the first input of a phase."""

@@ -12,7 +12,8 @@ import torch
 from plancc.dsl.errors import Bug
 from plancc.ir.layout import Part
 from plancc.ir.mesh import Grid
-from plancc.runtime.dims import Coord, Dim
+from plancc.runtime.dims import Coord, Dim, Ranges
+from plancc.runtime.owners import Owners
 
 
 DTYPES = {
@@ -76,6 +77,7 @@ class View:
         self.past = 0
         self.one = Dim.join("mul", ())
         self.dtype = dtype
+        self.owners = Owners()
         self._others: dict[str, View] = {}
         self._parts: dict[str, Part] = {}
         self._peers: dict[tuple[Part, ...], Peers] = {}
@@ -89,6 +91,7 @@ class View:
             self._others[mesh] = View(
                 self.rank, self.grids, mesh, device=self.device, sizes=self.sizes, dtype=self.dtype
             )
+        self._others[mesh].owners = self.owners
         return self._others[mesh]
 
     def dtype_of(self, text: str) -> torch.dtype:
@@ -127,7 +130,15 @@ class View:
     def dim(self, name: str, size: int, parts: str | tuple[str, ...] = ()) -> Dim:
         """This rank's share of a dim of `size` elements, cut by `parts` from major to minor."""
         total = self.sizes.get(name, size)
-        return Dim.leaf(total, self.parts(parts), self.coord_of(self.rank))
+        found = self.parts(parts)
+        if found and found[0].rule.startswith(("owned", "fresh")):
+            table = self.owners.ranges(found[0])
+            return Dim.owned(total, found[0], table, self.coord_of(self.rank))
+        return Dim.leaf(total, found, self.coord_of(self.rank))
+
+    def ranges(self, dim: Dim) -> Ranges:
+        """The global index ranges of a dim that this rank holds."""
+        return dim.ranges(self.coord_of(self.rank))
 
     def start(self, dim: Dim) -> int:
         """The global index at which this rank's range of a leaf dim begins."""

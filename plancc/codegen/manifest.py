@@ -16,9 +16,9 @@ import torch
 from plancc.codegen.python import SHORT, emit_program, part_text, weight_key
 from plancc.dsl.plan import ResolvedPlan, Variant
 from plancc.ir.graph import Graph
-from plancc.ir.layout import CutLeaf, Layout, LocalTree, Prod, Stage
+from plancc.ir.layout import CutLeaf, Layout, LocalTree, Prod, Stage, cuts
 from plancc.ir.mesh import World
-from plancc.ir.program import Compute, Held, ProgramSet, RankProgram, Weight
+from plancc.ir.program import Compute, Held, ProgramSet, RankProgram, Weight, produced
 
 SCHEMA = "plancc/artifact@1"
 DTYPES = {text: dtype for dtype, text in SHORT.items()}
@@ -128,7 +128,7 @@ def _fill(aside: Path, plan, world, sets, graph: Graph, facts, weights) -> None:
             {
                 "phase": found.phase, "variant": variant.index, "guard": variant.text,
                 "bounds": {k: list(v) for k, v in variant.bounds.items()},
-                "microbatches": found.microbatches, "classes": rows,
+                "microbatches": found.microbatches, "owned": owned_parts(found), "classes": rows,
             }  # fmt: skip
         )
     buffers = {p.value.name: p.data.contiguous() for p in graph.params.values() if p.data is not None}
@@ -157,6 +157,21 @@ def _fill(aside: Path, plan, world, sets, graph: Graph, facts, weights) -> None:
     text = json.dumps(manifest, indent=1)
     manifest["seal"] = hashlib.sha256(text.encode()).hexdigest()
     (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def owned_parts(programs: ProgramSet) -> list[str]:
+    """The parts over which caches are cut along the sequence: the runtime keeps a table for each."""
+    found = {
+        part_text(part, "").strip("'"): None
+        for program in programs.programs
+        for step in program.instructions
+        for held in produced(step)
+        for dim in held.layout.dims
+        for leaf in cuts(dim)
+        for part in leaf.parts
+        if part.rule.startswith("owned")
+    }
+    return list(found)
 
 
 def params_json(graph: Graph) -> dict[str, Any]:
