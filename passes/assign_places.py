@@ -6,7 +6,7 @@ P307, P310, P314.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ from plancc.dsl.source import Span
 from plancc.dsl.vocabulary import DIMS
 from plancc.ir.layout import Part, Stage
 from plancc.ir.mesh import World
-from plancc.ir.shape import Anchor, NamedGraph
+from plancc.ir.shape import Anchor, NamedGraph, Tree, leaves
 from plancc.passes.allot_parts import allot
 from plancc.passes.base import Placed, Unit
 from plancc.passes.match_targets import Cover, Matcher
@@ -49,8 +49,9 @@ class AssignPlaces:
         places = work.nodes(unit.static)
         rules = work.parameters()
         work.finish(places)
-        settled = settle_glue(unit, places)
+        settled = settle_glue(unit, places, rules)
         work.check_tied(settled)
+        work.check_stored(settled, rules)
         return replace(unit, places=settled, param_rules=rules)
 
 
@@ -66,6 +67,7 @@ class _Assignment:
         self.found: dict[int, bool] = {}
         self.jobs: dict[int, tuple[Job, str, str]] = {}
         self.bad_axes: set[tuple[str, str]] = set()
+        self.fixed_axes: set[tuple[int, str]] = set()
         self.unplaced: dict[str, None] = {}
 
     def check_patterns(self) -> None:
@@ -99,18 +101,20 @@ class _Assignment:
 
     def parameters(self) -> dict[str, Placed]:
         """Places whose pattern names a parameter itself: they fix how it is stored."""
-        out: dict[str, Placed] = {}
+        chosen: dict[str, dict[int, Place]] = {}
         for place in self.matcher.places:
             for target in place.targets:
-                if target.kind != "module" or self.matcher.module_set(target.pattern):
-                    continue
-                for name in self.matcher.modules.parameters(target.pattern):
-                    path = self.named.graph.params[name].fqns[0].rpartition(".")[0]
-                    base = self.matcher._candidates(path)
-                    covers = [Cover(p, s) for p, t, s in base if t.kind == "module"]
-                    placed = self.resolve([*covers, Cover(place, path)], path)
-                    if placed is not None:
-                        out[name] = placed
+                if target.kind == "module" and not self.matcher.module_set(target.pattern):
+                    for name in self.matcher.modules.parameters(target.pattern):
+                        chosen.setdefault(name, {})[id(place)] = place
+        out: dict[str, Placed] = {}
+        for name, places in chosen.items():
+            path = self.named.graph.params[name].fqns[0].rpartition(".")[0]
+            base = self.matcher._candidates(path)
+            covers = [Cover(p, s) for p, t, s in base if t.kind == "module"]
+            placed = self.resolve([*covers, *(Cover(p, path) for p in places.values())], path)
+            if placed is not None:
+                out[name] = placed
         return out
 
     def resolve(self, covers: Iterable[Cover], path: str) -> Placed | None:
@@ -151,6 +155,8 @@ class _Assignment:
                 state.jobs.pop((kind, axis), None)
             elif kind == "depth":
                 self.fix_depth(state, axis, path, rule)
+            elif axis in state.coords:
+                self.report_fixed(axis, rule, f"`{path or 'the root module'}` has one fixed place on `{axis}`")
             elif kind == "flow":
                 state.jobs.pop((kind, axis), None)
                 state.jobs[(kind, axis)] = (rule, dim, scope)
@@ -178,6 +184,14 @@ class _Assignment:
                 label=f"this target lives on `{mesh}`", help=[f"its axes are: {known}"],
             )  # fmt: skip
         return False
+
+    def report_fixed(self, axis: str, rule: Job, note: str) -> None:
+        """P304, once a rule: it splits over an axis on which its target has a fixed place."""
+        if (id(rule), axis) not in self.fixed_axes:
+            self.fixed_axes.add((id(rule), axis))
+            self.report.error(
+                "P304", f"axis `{axis}` is fixed and split at once", rule.axis_spans[0], notes=[note]
+            )
 
     def cuts(
         self, state: _State
@@ -229,6 +243,22 @@ class _Assignment:
                     help=["place both on one stage to hold them once"],
                 )  # fmt: skip
 
+    def check_stored(self, places: Mapping[str, Placed], rules: Mapping[str, Placed]) -> None:
+        """P304 for a parameter that is stored cut over an axis that the stage of a user fixes."""
+        for node in self.named.graph.nodes:
+            placed = places.get(node.name)
+            for ref in set(node.refs()) & set(rules) if placed else ():
+                for part in cut_over(rules[ref], self.named.shapes[ref]):
+                    if placed is not None and part.mesh == placed.stage.mesh:
+                        self.check_free(part.axis, ref, placed.stage, rules[ref].span)
+
+    def check_free(self, axis: str, value: str, stage: Stage, span: Span | None) -> None:
+        if axis in dict(stage.coords):
+            self.report.error(
+                "P304", f"axis `{axis}` is fixed and split at once", span,
+                notes=[f"`{self.named.graph.params[value].fqns[0]}` is used on `{stage}`"],
+            )  # fmt: skip
+
     def finish(self, places: Mapping[str, Placed]) -> None:
         """P310 for jobs whose dim was found nowhere, P307 for nodes without a mesh."""
         for key, (rule, dim, scope) in self.jobs.items():
@@ -246,6 +276,13 @@ class _Assignment:
                 "P307", f"{len(paths)} modules have no mesh", None, notes=[shown],
                 help=["begin with a rule for everything: place ** on MESH"],
             )  # fmt: skip
+
+
+def cut_over(placed: Placed, shape: Iterable[Tree]) -> Iterator[Part]:
+    """The parts that a place cuts a value of this shape by."""
+    for tree in shape:
+        for leaf in leaves(tree):
+            yield from placed.cuts.get(leaf.id, ((), None))[0]
 
 
 def is_block(value: object) -> bool:

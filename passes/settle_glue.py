@@ -15,14 +15,16 @@ from plancc.ir.shape import leaves
 from plancc.passes.base import Placed, Unit
 
 
-def settle_glue(unit: Unit, places: Mapping[str, Placed]) -> Mapping[str, Placed]:
+def settle_glue(
+    unit: Unit, places: Mapping[str, Placed], rules: Mapping[str, Placed]
+) -> Mapping[str, Placed]:
     """`places` with every node of a staged mesh on one coordinate of each stage axis."""
     axes: dict[str, set[str]] = {}
     for placed in places.values():
         axes.setdefault(placed.stage.mesh, set()).update(axis for axis, _ in placed.stage.coords)
     if not any(axes.values()):
         return places
-    work = _Settling(unit, dict(places), axes)
+    work = _Settling(unit, dict(places), rules, axes)
     for node in reversed(unit.graph.nodes):
         work.settle(node, work.users.get(node.name, ()), earliest=True)
     for node in unit.graph.nodes:
@@ -31,10 +33,14 @@ def settle_glue(unit: Unit, places: Mapping[str, Placed]) -> Mapping[str, Placed
 
 
 class _Settling:
-    def __init__(self, unit: Unit, places: dict[str, Placed], axes: Mapping[str, set[str]]) -> None:
+    def __init__(
+        self, unit: Unit, places: dict[str, Placed], rules: Mapping[str, Placed],
+        axes: Mapping[str, set[str]],
+    ) -> None:  # fmt: skip
         assert unit.named is not None
         self.named = unit.named
         self.places = places
+        self.rules = rules
         self.axes = axes
         self.users: dict[str, list[str]] = {}
         self.producers: dict[str, list[str]] = {}
@@ -68,12 +74,13 @@ class _Settling:
         self.places[node.name] = replace(placed, stage=stage)
 
     def is_cut(self, node: Node, placed: Placed, axis: str) -> bool:
-        """Whether the plan cuts a dim of this node over `axis`: then it runs on all of that axis."""
+        """Whether the plan cuts a dim or a parameter of this node over `axis`: it runs on all of it."""
         binding = self.named.bindings[node.name]
         return any(
             part.axis == axis
             for operand in (*binding.operands, *binding.outs)
             for tree in self.named.shapes[operand.value]
             for leaf in leaves(tree)
-            for part in placed.cuts.get(leaf.id, ((), None))[0]
+            for source in (placed, self.rules.get(operand.value, placed))
+            for part in source.cuts.get(leaf.id, ((), None))[0]
         )

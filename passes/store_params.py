@@ -25,7 +25,7 @@ def store_params(unit: Unit) -> Mapping[tuple[str, Stage], Layout]:
     for (value, stage), layouts in wanted.items():
         rule = unit.param_rules.get(value)
         shapes = unit.named.shapes[value]
-        if rule is not None:
+        if rule is not None and rule.stage.mesh == stage.mesh:
             cuts = {leaf: parts for leaf, (parts, _) in rule.cuts.items()}
             out[(value, stage)] = Layout(
                 tuple(cut_tree(t, lambda p, leaf: cuts.get(leaf.id, ())) for t in shapes)

@@ -72,7 +72,8 @@ def plans(draw: st.DrawFn, kind: str) -> tuple[str, str]:
             body.append(f"place norm, lm_head on m0[{axis} = -1]")
         if draw(st.booleans()):
             tail.append(f"pipeline over m0.{axis} {{ microbatches = {draw(st.integers(2, 6))} }}")
-        axes = {a: n for a, n in axes.items() if a != axis} or axes
+        rest = {a: n for a, n in axes.items() if a != axis}
+        axes = axes if draw(st.integers(0, 9)) == 0 else rest
     if kind in ("chain", "shared"):
         for number in range(draw(st.integers(1, 2))):
             first = total if kind == "chain" else draw(st.integers(0, total - 1))
@@ -82,7 +83,7 @@ def plans(draw: st.DrawFn, kind: str) -> tuple[str, str]:
             target = draw(st.sampled_from([t for t in patterns(model) if t != "**" and "weight" not in t]))
             body.append(f"place {target} on m{number + 1}")
             axes = {a: n for a, n in axes.items() if a in more}
-    places = [*usual(draw, model, axes), *draw(jobs(model, axes, 4))]
+    places = [*usual(draw, model, axes), *draw(jobs(model, axes, 4))] if axes else []
     if kind == "variants":
         bound = draw(st.sampled_from(["seq_len > 9", "seq_len <= 11", "phase == decode"]))
         places += [f"when {bound} {{", *draw(jobs(model, axes, 3)), "}"]
