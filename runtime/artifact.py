@@ -74,6 +74,12 @@ class Artifact:
             if known and not known[0] <= value <= known[1]:
                 detail = f" ({prompt} + {new_tokens} new tokens)" if name == "seq_len" else ""
                 return f"{name} = {value}{detail} is outside {known[0]}..{known[1]}, the plan's range"
+        longest = self.manifest["limits"].get("T")
+        if longest is not None and prompt + new_tokens > longest:
+            return (
+                f"{prompt} + {new_tokens} new tokens are more than the {longest} positions "
+                "that the model has"
+            )
         return None
 
     def step(self, file: str) -> Callable[..., dict[str, Any]]:

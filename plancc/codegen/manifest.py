@@ -150,6 +150,7 @@ def _fill(aside: Path, plan, world, sets, graph: Graph, facts, weights) -> None:
             for name, grid in world.grids.items()
         },
         "inputs": {k: list(v) for k, v in plan.inputs.items()},
+        "limits": dict(graph.limits),
         "params": params_json(graph),
         "programs": programs,
         "files": hashes,

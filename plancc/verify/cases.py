@@ -57,6 +57,7 @@ def chosen_sizes(unit: Unit, graph: Graph) -> tuple[int, int]:
         batch = min(max(batch, declared["batch"][0]), declared["batch"][1])
     if "seq_len" in declared:
         tokens = min(max(tokens, min(declared["seq_len"][0], 64)), declared["seq_len"][1])
+    tokens = min(tokens, graph.limits.get("T", tokens))
     for value in graph.inputs:
         if value.shape and isinstance(value.shape[0], int):
             batch = value.shape[0]
