@@ -14,11 +14,8 @@ from plancc.dsl.source import Span
 
 # (where it stands, its name) -> what to call it in the message.
 UNSUPPORTED: dict[tuple[str, str], str] = {
-    ("statement", "pool"): "a pool",
     ("statement", "comm"): "a comm line",
     ("mode", "train"): "training",
-    ("rule", "combine"): "`combine`",
-    ("rule", "share"): "`share`",
     ("dim", "params"): "placing params",
     ("dim", "grads"): "placing grads",
     ("dim", "optim"): "placing optim",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from plancc.dsl.diagnostics import Report
-from plancc.dsl.plan import Job, Place
+from plancc.dsl.plan import Combine, Job, Place
 from plancc.dsl.source import Span
 from plancc.dsl.vocabulary import DIMS
 from plancc.ir.layout import Part, Stage
@@ -31,6 +31,7 @@ class _State:
     mesh: str | None = None
     coords: dict[str, int] = field(default_factory=dict)
     jobs: dict[tuple[str, str], tuple[Job, str, str]] = field(default_factory=dict)
+    combine: Combine | None = None
     span: Span | None = None
 
 
@@ -43,7 +44,7 @@ class AssignPlaces:
     def run(self, unit: Unit, report: Report) -> Unit:
         """Fill `places` and `param_rules`."""
         assert unit.named is not None
-        matcher = Matcher(unit.plan, unit.graph, unit.variant.guards)
+        matcher = Matcher(unit.plan, unit.graph, unit.variant)
         work = _Assignment(unit.named, unit.world, matcher, report)
         work.check_patterns()
         places = work.nodes(unit.static)
@@ -63,6 +64,7 @@ class _Assignment:
         self.world = world
         self.matcher = matcher
         self.report = report
+        self.variant = matcher.variant
         self.anchors: dict[tuple[str, str], tuple[Anchor, ...]] = {}
         self.found: dict[int, bool] = {}
         self.jobs: dict[int, tuple[Job, str, str]] = {}
@@ -125,19 +127,23 @@ class _Assignment:
         if state.mesh is None:
             return None
         stage = Stage(state.mesh, tuple(sorted(state.coords.items())))
-        return Placed(stage, self.cuts(state), state.span)
+        return Placed(stage, self.cuts(state), state.span, state.combine)
 
     def apply(self, state: _State, cover: Cover, path: str) -> None:
         """One place of the cascade: `on` first, then its jobs."""
         place = cover.place
         if place.mesh is not None:
-            if state.mesh is not None and place.mesh != state.mesh:
+            grid = self.world.names[(place.mesh, self.variant)]
+            if state.mesh is not None and grid != state.mesh:
                 state.jobs.clear()
+                state.combine = None
                 state.coords.clear()
-            state.mesh = place.mesh
+            state.mesh = grid
             state.coords.update(place.coords)
             state.span = state.span or place.span
         for rule in place.rules:
+            if isinstance(rule, Combine):
+                state.combine = rule
             if not isinstance(rule, Job):
                 continue
             for dim in rule.dims:
@@ -212,7 +218,8 @@ class _Assignment:
             self.jobs[id(rule)] = (rule, dim, scope)
             block = "block" if is_block(rule.options.get("block")) else "balanced"
             for anchor in anchors:
-                for leaf, part in allot(anchor.leaves, grid.name, axis, size, block, out):
+                share = key_share(rule, block) if anchor.label == "s" else block
+                for leaf, part in allot(anchor.leaves, grid.name, axis, size, share, out):
                     have = out.get(leaf.id, ((), None))[0]
                     if part not in have:
                         out[leaf.id] = ((*have, part), anchor.label)
@@ -283,6 +290,12 @@ def cut_over(placed: Placed, shape: Iterable[Tree]) -> Iterator[Part]:
     for tree in shape:
         for leaf in leaves(tree):
             yield from placed.cuts.get(leaf.id, ((), None))[0]
+
+
+def key_share(rule: Job, block: str) -> str:
+    """How positions are shared out among the owners of keys: blocks, balanced, or zigzag."""
+    zigzag = str(rule.options.get("layout")) == "zigzag"
+    return f"owned+{'zigzag' if zigzag else block}"
 
 
 def is_block(value: object) -> bool:

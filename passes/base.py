@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from plancc.dsl.diagnostics import Report
-from plancc.dsl.plan import ResolvedPlan, Variant
+from plancc.dsl.plan import Combine, ResolvedPlan, Variant
 from plancc.dsl.source import Span
 from plancc.ir.graph import Graph
 from plancc.ir.layout import Layout, Part, Stage
@@ -29,6 +29,17 @@ class Placed:
     stage: Stage
     cuts: Mapping[int, tuple[tuple[Part, ...], str | None]]
     span: Span | None
+    combine: Combine | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MergeStep:
+    """One merge of partial attention results: over which part of the key axis, how the heads of the
+    result are scattered over its ranks, and the layout after it."""
+
+    part: Part
+    spread: tuple[Part, ...]
+    after: Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +51,8 @@ class NodeLayout:
     outs: tuple[Layout, ...]
     once: tuple[tuple[Part, ...], ...]  # per operand: parts of which only rank 0 may add it
     span: Span | None
+    merges: tuple[MergeStep, ...] = ()  # attention over cut keys: `outs` is what the merges give
+    partial: Layout | None = None  # and this the layout of the partial result
 
 
 @dataclass(frozen=True)

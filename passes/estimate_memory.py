@@ -16,6 +16,7 @@ from plancc.dsl.diagnostics import Report
 from plancc.dsl.plan import ResolvedPlan, Variant
 from plancc.ir.graph import BATCH, PAST, TOKENS, Size
 from plancc.ir.layout import CutLeaf, Layout, LocalTree, Prod
+from plancc.ir.mesh import mesh_of
 from plancc.ir.program import Compute, Free, Held, ProgramSet, RankProgram, produced
 from plancc.passes.base import Unit
 
@@ -55,7 +56,7 @@ class EstimateMemory:
 
 def budget_of(plan: ResolvedPlan, program: RankProgram) -> int | None:
     """The sum of the budgets of the meshes that a class lives on; None if one has none."""
-    budgets = [plan.meshes[name].budget for name in {s.mesh for s in program.stages}]
+    budgets = [plan.meshes[name].budget for name in {mesh_of(s.mesh) for s in program.stages}]
     found = [b for b in budgets if b is not None]
     return sum(found) if found and len(found) == len(budgets) else None
 
@@ -140,7 +141,7 @@ def size_of(size: Size, env: Mapping[sympy.Symbol, int]) -> int:
 
 def over(report: Report, unit: Unit, program: RankProgram, memory: Memory, budget: int) -> None:
     """P602, with what takes the room."""
-    mesh = unit.plan.meshes[program.stages[0].mesh]
+    mesh = unit.plan.meshes[mesh_of(program.stages[0].mesh)]
     setting = next((s for s in mesh.settings if s.name == "budget"), None)
     batch, seq = largest_input(unit.plan, unit.variant)
     report.error(

@@ -23,13 +23,15 @@ from plancc.ir.program import (
     Edge,
     Held,
     Instruction,
+    Merge,
     Origin,
     Transfer,
     Weight,
 )
 from plancc.ir.shape import Binding
 from plancc.passes.base import NodeLayout, Unit
-from plancc.passes.localise_node import localise_node
+from plancc.passes.cut_keys import rows_layout
+from plancc.passes.localise_node import localise_keys, localise_node
 from plancc.passes.store_params import store_params
 
 COST: Mapping[str, int] = {
@@ -115,6 +117,9 @@ class _Builder:
                 self.instructions.append(((stage,), move))
                 held = masked
             local[operand.arg] = Ref(held.name)
+        if plan.merges:
+            self.attend(node, binding, plan, local, origin)
+            return
         outs = tuple(
             self.hold(out.value, stage, layout, out.value)
             for out, layout in zip(binding.outs, plan.outs, strict=True)
@@ -122,6 +127,37 @@ class _Builder:
         target, args, kwargs = localise_node(node, binding, self.named.shapes, plan, local)
         compute = Compute(target, args, kwargs, outs, origin, node.name)
         self.instructions.append(((stage,), compute))
+
+    def attend(
+        self, node: Node, binding: Binding, plan: NodeLayout,
+        local: dict[tuple[str | int, ...], Ref], origin: Origin,
+    ) -> None:  # fmt: skip
+        """Attention over this rank's keys, then the merges of the partial results."""
+        assert plan.partial is not None
+        value = node.outs[0]
+        partial = replace(plan, outs=(plan.partial,))
+        target, args, kwargs = localise_keys(node, binding, self.named.shapes, partial, local)
+        held = self.rows_beside(value, plan.partial, plan.stage)
+        self.instructions.append(
+            ((plan.stage,), Compute(target, args, kwargs, held, origin, node.name))
+        )
+        for step in plan.merges:
+            last = step is plan.merges[-1]
+            after = self.rows_beside(value, step.after, plan.stage, final=last)
+            merge = Merge(held[0].name, held[1].name, *after, step.part, step.spread, origin)
+            self.instructions.append(((plan.stage,), merge))
+            held = after
+
+    def rows_beside(
+        self, value: Value, layout: Layout, stage: Stage, *, final: bool = False
+    ) -> tuple[Held, Held]:
+        """An attention output and its logsumexp; only the merged one counts as the graph's value."""
+        wide = value.dtype if value.dtype == torch.float64 else torch.float32
+        rows = Held(self.fresh(f"{value.name}_rows"), "", rows_layout(layout), wide, stage)
+        if final:
+            return self.hold(value.name, stage, layout, value.name), rows
+        name = self.fresh(f"{value.name}_keys")
+        return Held(name, "", layout, value.dtype, stage), rows
 
     def fetch(self, value: str, stage: Stage, layout: Layout, origin: Origin) -> Held:
         """`value` on `stage` in `layout`: what is there already, or by the cheapest moves."""

@@ -8,10 +8,11 @@ from typing import Any
 
 from plancc.ir.graph import Node, Ref
 from plancc.ir.layout import Layout, Part, cut_tree, cuts
-from plancc.ir.program import LocalDim, LocalStart
+from plancc.ir.program import LocalDim, LocalRanges, LocalStart
 from plancc.ir.shape import Binding, Operand, Tree
 from plancc.passes.base import NodeLayout
-from plancc.passes.rows.localise import localise_args
+from plancc.passes.rows.form import plain
+from plancc.passes.rows.localise import localise_args, tree_size
 
 
 def localise_node(
@@ -52,6 +53,23 @@ def localise_node(
         renamed, binding, shapes, size_of, start_of, is_cut, is_sized,
         lambda tree: LocalDim(cut_tree(tree, lambda p, leaf: ())),
     )  # fmt: skip
+
+
+def localise_keys(
+    node: Node,
+    binding: Binding,
+    shapes: Mapping[str, tuple[Tree, ...]],
+    plan: NodeLayout,
+    local: Mapping[tuple[str | int, ...], Ref],
+) -> tuple[str, tuple[Any, ...], Mapping[str, Any]]:
+    """The call of attention over this rank's own keys: (out, logsumexp)."""
+    _, args, kwargs = localise_node(node, binding, shapes, plan, local)
+    query, key = binding.operands[:2]
+    total, new = tree_size(shapes[key.value][2]), tree_size(shapes[query.value][2])
+    wanted = {k: v for k, v in kwargs.items() if k != "q_start"}
+    wanted["q_start"] = kwargs.get("q_start", plain(total - new))
+    wanted["keys"] = LocalRanges(plan.operands[1].dims[2])
+    return "plancc.attention_over_keys.default", args, wanted
 
 
 def _rename(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from plancc.dsl.pattern import Pattern
-from plancc.dsl.plan import Place, ResolvedPlan, Target
+from plancc.dsl.plan import Place, ResolvedPlan, Share, Target, Variant
 from plancc.ir.graph import Graph, Node
 
 
@@ -83,6 +83,7 @@ class Modules:
         )
 
 
+CACHE = "plancc.cache_append.default"
 CANONICAL_OPS: Mapping[str, tuple[str, ...]] = {
     "attention": ("plancc.attention.default",),
     "experts": ("plancc.experts.default",),
@@ -102,8 +103,13 @@ class Cover:
     scope: str
 
 
-def op_matches(target: Target, node: Node) -> bool:
-    """Whether an `op` target names the operator of `node` (canonical name, or `aten.mm`)."""
+def op_matches(place: Place, target: Target, node: Node) -> bool:
+    """Whether an `op` target names the operator of `node` (canonical name, or `aten.mm`).
+
+    The KV cache lives where attention runs, unless the place shares another mesh's (`share kv from`).
+    """
+    if target.pattern == "attention" and node.target == CACHE:
+        return not any(isinstance(rule, Share) for rule in place.rules)
     known = CANONICAL_OPS.get(target.pattern)
     if known is not None:
         return node.target in known
@@ -113,11 +119,12 @@ def op_matches(target: Target, node: Node) -> bool:
 class Matcher:
     """Answers, for a plan and a graph, which places cover a node; caches by module path."""
 
-    def __init__(self, plan: ResolvedPlan, graph: Graph, guards: Mapping[str, bool]) -> None:
+    def __init__(self, plan: ResolvedPlan, graph: Graph, variant: Variant) -> None:
         self.plan = plan
+        self.variant = variant.index
         self.modules = Modules(graph)
         self.places = tuple(
-            p for p in plan.places if p.guard is None or guards.get(p.guard.text, True)
+            p for p in plan.places if p.guard is None or variant.guards.get(p.guard.text, True)
         )
         self._sets: dict[str, frozenset[str]] = {}
         self._covers: dict[str, tuple[tuple[Place, Target, str], ...]] = {}
@@ -155,7 +162,7 @@ class Matcher:
         """The places that cover `node`, in plan order, each once."""
         found: dict[int, Cover] = {}
         for place, target, scope in self._candidates(node.path):
-            if target.kind == "module" or op_matches(target, node):
+            if target.kind == "module" or op_matches(place, target, node):
                 found.setdefault(id(place), Cover(place, scope))
         return tuple(found.values())
 

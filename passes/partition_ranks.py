@@ -15,6 +15,7 @@ from plancc.ir.program import (
     Free,
     Held,
     Instruction,
+    Merge,
     ProgramSet,
     RankProgram,
     Recv,
@@ -118,6 +119,8 @@ def used(instruction: Instruction) -> tuple[str, ...]:
         return tuple(refs((instruction.args, tuple(instruction.kwargs.values()))))
     if isinstance(instruction, (Collective, Send, Transfer)):
         return (instruction.operand,)
+    if isinstance(instruction, Merge):
+        return (instruction.operand, instruction.rows)
     return ()
 
 

@@ -13,8 +13,10 @@ from typing import ClassVar
 
 from plancc.dsl.diagnostics import Report
 from plancc.ir.layout import Layout, Part, Stage, cut_tree, cuts, pending_parts
+from plancc.ir.mesh import World
 from plancc.ir.shape import Binding, NamedGraph, Operand, leaves
-from plancc.passes.base import NodeLayout, Placed, Unit
+from plancc.passes.base import MergeStep, NodeLayout, Placed, Unit
+from plancc.passes.cut_keys import cut_positions, key_label, merge_steps
 
 Active = Mapping[tuple[str, int], tuple[Part, ...]]
 """(row label, leaf id) -> the parts that cut it at this node."""
@@ -31,7 +33,7 @@ class PlanLayouts:
         assert unit.named is not None
         users = Counter(ref for node in unit.graph.nodes for ref in node.refs())
         users.update(unit.graph.outputs.values())
-        work = _Planner(unit.named, users)
+        work = _Planner(unit.named, users, unit.world)
         for node in unit.graph.nodes:
             placed = unit.places.get(node.name)
             if placed is not None:
@@ -40,8 +42,9 @@ class PlanLayouts:
 
 
 class _Planner:
-    def __init__(self, named: NamedGraph, users: Counter[str]) -> None:
+    def __init__(self, named: NamedGraph, users: Counter[str], world: World) -> None:
         self.named = named
+        self.world = world
         self.users = users
         self.layouts: dict[str, NodeLayout] = {}
         self.produced: dict[str, tuple[Layout, Stage]] = {}
@@ -49,7 +52,9 @@ class _Planner:
     def plan(self, binding: Binding, placed: Placed) -> None:
         """Choose the layouts of one node."""
         active = active_labels(binding, placed, self.named)
+        keys = cut_positions(binding, placed, self.named)
         contracted = contracted_parts(binding, active)
+        active = {**active, **keys}
         through = self.passed(binding, placed, active, contracted)
         partial = contracted or (self.partial_of(binding.operands[through[0]]) if through else ())
         operands, once = [], []
@@ -59,14 +64,26 @@ class _Planner:
             mine = {part for dim in layout.dims for leaf in cuts(dim) for part in leaf.parts}
             owed = tuple(p for p in partial if not any(p.meets(x) for x in mine))
             once.append(owed if operand.addend and index not in through else ())
-        outs = []
-        for out in binding.outs:
-            layout = Layout(self.layout(out, active).dims, partial)
-            outs.append(layout)
+        outs = [Layout(self.layout(out, active).dims, partial) for out in binding.outs]
+        merges, pending = self.merges(binding, placed, outs[0], keys)
+        if merges:
+            outs[0] = merges[-1].after
+        for out, layout in zip(binding.outs, outs, strict=True):
             self.produced[out.value] = (layout, placed.stage)
         self.layouts[binding.node] = NodeLayout(
-            placed.stage, tuple(operands), tuple(outs), tuple(once), placed.span
+            placed.stage, tuple(operands), tuple(outs), tuple(once), placed.span, merges, pending
         )
+
+    def merges(
+        self, binding: Binding, placed: Placed, out: Layout, keys: Active
+    ) -> tuple[tuple[MergeStep, ...], Layout | None]:
+        """How attention over cut keys is merged, and the layout of its partial result."""
+        label = key_label(binding)
+        parts = next((found for (mine, _), found in keys.items() if mine == label), ())
+        if not parts or len(binding.outs) != 1:
+            return (), None
+        heads = self.named.shapes[binding.outs[0].value][1]
+        return merge_steps(out, parts[0], placed.combine, self.world, heads), out
 
     def layout(self, operand: Operand, active: Active) -> Layout:
         """The layout of one operand or output under the active labels."""
@@ -124,6 +141,8 @@ def active_labels(binding: Binding, placed: Placed, named: NamedGraph) -> Active
     out: dict[tuple[str, int], tuple[Part, ...]] = {}
     for leaf_id, labels in choices.items():
         parts, wanted = placed.cuts[leaf_id]
+        if wanted == "s":
+            continue  # key positions: cut_positions
         out[(wanted if wanted in labels else labels[0], leaf_id)] = parts
     return out
 

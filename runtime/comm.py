@@ -71,6 +71,29 @@ class Comm:
         )
         return join(found, dim, frame, pieces)
 
+    def merge(
+        self, out: Tensor, rows: Tensor, heads: Dim, parts: Parts, spread: Parts, at: int
+    ) -> tuple[Tensor, Tensor]:
+        """Merge partial attention (out [B, H, T, D], logsumexp rows [B, H, T]) over the ranks along `parts`.
+
+        Each rank merges and keeps the share of the heads that `spread` (factors of `parts`) gives it.
+        """
+        from plancc.ops.merge import merge
+
+        group = self.view.peers(self.view.parts(parts)).group
+        keepers = self.view.peers(self.view.parts(spread))
+        frame, pieces = self._pieces(heads, keepers)
+        share = {rank: within(frame, p) for rank, p in zip(keepers.ranks, pieces, strict=True)}
+        wide = rows.unsqueeze(-1).to(torch.promote_types(out.dtype, rows.dtype))
+        both = torch.cat([out.to(wide.dtype), wide], -1)
+        shape = _resized(both, 1, length(share[self.view.rank]))
+        found = self.transport.all_to_all(
+            [take(both, 1, share[rank]) for rank in group], group, [shape] * len(group),
+            at + self.base,
+        )  # fmt: skip
+        merged, total = merge([(piece[..., :-1], piece[..., -1]) for piece in found])
+        return merged.to(out.dtype), total.to(rows.dtype)
+
     def shard(self, x: Tensor, dim: int, d: Dim, parts: Parts) -> Tensor:
         """Keep this rank's share of a dim that is whole along `parts`; nothing is sent."""
         chosen = self.view.parts(parts)

@@ -282,4 +282,4 @@ _RULES: Mapping[str, Callable[[_Local, str], None]] = {
     "index_base": _index_base,
     "q_start": _q_start,
 }
-_NO_ADAPTION = frozenset({"factory", "linear"})
+_NO_ADAPTION = frozenset({"factory", "linear", "keys", "append"})

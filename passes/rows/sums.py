@@ -270,7 +270,7 @@ def attention(call: Call) -> Form:
     q = "!q" if moved and (call.arg("causal") or call.arg("window")) else "q"
     return Form(
         f"b (k g) {q} !d, b k !s !d, b k !s e, [b (k g) {q} !s], [(k g)] -> b (k g) {q} e",
-        rules=("q_start",),
+        rules=("q_start", "keys:s"),
     )
 
 

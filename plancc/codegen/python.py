@@ -16,6 +16,7 @@ import torch
 from plancc.dsl.errors import Bug
 from plancc.ir.graph import Ref, Size
 from plancc.ir.layout import CutLeaf, Layout, LocalTree, Part, Prod, Stage, Sum
+from plancc.ir.mesh import mesh_of
 from plancc.ir.program import (
     Collective,
     Compute,
@@ -24,7 +25,9 @@ from plancc.ir.program import (
     Held,
     Instruction,
     LocalDim,
+    LocalRanges,
     LocalStart,
+    Merge,
     Origin,
     RankProgram,
     Recv,
@@ -101,6 +104,8 @@ class _Emitter:
             self.compute(instruction)
         elif isinstance(instruction, Collective):
             self.collective(at, instruction)
+        elif isinstance(instruction, Merge):
+            self.merge(at, instruction)
         else:
             self.transfer(at, instruction)
         if self.probes:
@@ -154,6 +159,14 @@ class _Emitter:
             call = f"comm.{step.kind}({x}, {move.dim}, {dim}, {parts}{tail})"
         self.line(f"{out} = {call}", self.note(step.out))
 
+    def merge(self, at: int, step: Merge) -> None:
+        heads = self.size(step.out.layout.dims[1], True)
+        outs = f"{step.out.name}, {step.out_rows.name}"
+        given = f"{self.local(step.operand)}, {self.local(step.rows)}"
+        parts, spread = self.parts((step.part,)), self.parts(step.spread)
+        call = f"comm.merge({given}, {heads}, {parts}, {spread}, at={at})"
+        self.line(f"{outs} = {call}", self.note(step.out))
+
     def transfer(self, at: int, step: Send | Recv | Transfer) -> None:
         edge = step.edge
         source = f"{self.stage(edge.source)}, {self.sizes(edge.before)}"
@@ -184,6 +197,8 @@ class _Emitter:
             return self.size(arg.tree)
         if isinstance(arg, LocalStart):
             return f"r.start({self.size(arg.tree, True)})"
+        if isinstance(arg, LocalRanges):
+            return f"r.ranges({self.size(arg.tree, True)})"
         if isinstance(arg, (tuple, list)):
             return "[" + ", ".join(self.argument(a) for a in arg) + "]"
         if isinstance(arg, sympy.Expr):
@@ -234,8 +249,10 @@ class _Emitter:
         return self.dims[key]
 
     def axis_word(self, part: Part) -> str:
-        plain = part.axis if part.mesh == self.mesh else f"{part.mesh}_{part.axis}"
-        return plain if part.rule == "balanced" else f"{plain}_{part.rule}"
+        plain = part.axis if part.mesh == self.mesh else f"{mesh_of(part.mesh)}_{part.axis}"
+        if part.rule == "balanced":
+            return plain
+        return f"{plain}_{part.rule.partition('+')[0]}"
 
     def parts(self, parts: Iterable[Part]) -> str:
         texts = [part_text(part, self.mesh) for part in parts]

@@ -23,6 +23,8 @@ def name_leaves(named: NamedGraph) -> dict[int, str]:
         rank = ORDER.index(anchor.name) if anchor.name in ORDER else len(ORDER)
         for position, leaf in enumerate(anchor.leaves):
             name = anchor.name if len(anchor.leaves) == 1 else f"{anchor.name}_{position}"
+            if anchor.name == "heads" and position == 1:
+                name = "group"  # query heads of one kv head
             rank_here = rank if len(anchor.leaves) == 1 else rank + 100
             wanted[leaf.id] = min(wanted.get(leaf.id, (999, name)), (rank_here, name))
     sizes: dict[str, dict[Size, str]] = {}

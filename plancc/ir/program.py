@@ -30,6 +30,13 @@ class LocalStart:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalRanges:
+    """The global positions that this rank holds of a dim, as (lo, hi) ranges (its cached keys)."""
+
+    tree: LocalTree
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """A value as a stage holds it: global identity, layout, dtype. `source` is the graph's value name."""
 
@@ -115,13 +122,27 @@ class Transfer:
 
 
 @dataclass(frozen=True, slots=True)
+class Merge:
+    """Merge partial attention results (out [B, H, T, D] with logsumexp [B, H, T]) over a part of the key
+    axis; each rank keeps a share of the heads, cut by `spread`."""
+
+    operand: str
+    rows: str
+    out: Held
+    out_rows: Held
+    part: Part
+    spread: tuple[Part, ...]
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
 class Free:
     """Values that are not used any more."""
 
     names: tuple[str, ...]
 
 
-Instruction = Compute | Collective | Send | Recv | Transfer | Free
+Instruction = Compute | Collective | Send | Recv | Transfer | Merge | Free
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,4 +188,6 @@ def produced(instruction: Instruction) -> tuple[Held, ...]:
         return instruction.outs
     if isinstance(instruction, (Collective, Recv, Transfer)):
         return (instruction.out,)
+    if isinstance(instruction, Merge):
+        return (instruction.out, instruction.out_rows)
     return ()

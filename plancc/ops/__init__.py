@@ -16,12 +16,14 @@ import torch
 from plancc.ops.attention import attention
 from plancc.ops.embedding import embedding_shard
 from plancc.ops.experts import experts
+from plancc.ops.keys import attention_over_keys
 from plancc.ops.reduce import partial_mean
 
-__all__ = ["attention", "embedding_shard", "experts", "partial_mean", "resolve"]
+__all__ = ["attention", "attention_over_keys", "embedding_shard", "experts", "partial_mean", "resolve"]
 
 _OWN: dict[str, Callable[..., Any]] = {
     "plancc.attention.default": attention,
+    "plancc.attention_over_keys.default": attention_over_keys,
     "plancc.experts.default": experts,
     "plancc.embedding_shard.default": embedding_shard,
     "plancc.partial_mean.default": partial_mean,

@@ -85,12 +85,13 @@ def first_divergence(
 
 
 def pending_sum(held: Held, recorded: Recorded, rank: int, views: Sequence[View]) -> Tensor | None:
-    """What a rank holds; for a pending sum, the sum over its peers."""
+    """What a rank holds; for a pending sum, the sum over its peers; None if the run did not get there."""
     mine = recorded[rank].get(held.name)
     if mine is None or not held.layout.partial:
         return mine
-    peers = views[rank].peers(held.layout.partial)
-    return torch.stack([recorded[r][held.name] for r in peers.ranks]).sum(0)
+    found = [recorded[r].get(held.name) for r in views[rank].peers(held.layout.partial).ranks]
+    shares = [x for x in found if x is not None and x.shape == mine.shape]
+    return torch.stack(shares).sum(0) if len(shares) == len(found) else None
 
 
 def last_positions(full: Tensor, value: Value, tokens: int) -> Tensor:
