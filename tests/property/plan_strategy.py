@@ -35,9 +35,13 @@ def jobs(draw: st.DrawFn, model: str, axes: dict[str, int], count: int) -> list[
         rules = []
         for axis in draw(st.lists(st.sampled_from(list(axes)), min_size=1, max_size=2, unique=True)):
             dim = draw(st.sampled_from(known[target]))
+            if draw(st.integers(0, 7)) == 0:
+                axis = ", ".join(axes)
             verb = draw(st.sampled_from(["split"] * 7 + ["replicate"]))
             block = draw(st.sampled_from(BLOCKS[:2])) if verb == "split" else ""
             rules.append(f"{verb} {dim} over {axis}{block}")
+            if "," in axis:
+                break
         lines.append(f"place {target} {{ {'; '.join(rules)} }}")
     return lines
 
@@ -69,7 +73,8 @@ def plans(draw: st.DrawFn, kind: str) -> tuple[str, str]:
         body.append(f"place layers.* {{ split layers over {axis} }}")
         if draw(st.booleans()):
             body.append(f"place embed_tokens on m0[{axis} = 0]")
-            body.append(f"place norm, lm_head on m0[{axis} = -1]")
+            norm = "final_layernorm" if model == "phi" else "norm"
+            body.append(f"place {norm}, lm_head on m0[{axis} = -1]")
         if draw(st.booleans()):
             tail.append(f"pipeline over m0.{axis} {{ microbatches = {draw(st.integers(2, 6))} }}")
         rest = {a: n for a, n in axes.items() if a != axis}
@@ -81,8 +86,10 @@ def plans(draw: st.DrawFn, kind: str) -> tuple[str, str]:
             grids.append(line)
             total = max(total, first + size)
             target = draw(st.sampled_from([t for t in patterns(model) if t != "**" and "weight" not in t]))
-            body.append(f"place {target} on m{number + 1}")
-            axes = {a: n for a, n in axes.items() if a in more}
+            fixed = draw(st.sampled_from([None, None, None, *more]))
+            at = f"[{fixed} = {more[fixed] - 1}]" if fixed else ""
+            body.append(f"place {target} on m{number + 1}{at}")
+            axes = {a: n for a, n in axes.items() if a in more and a != fixed}
     places = [*usual(draw, model, axes), *draw(jobs(model, axes, 4))] if axes else []
     if kind == "variants":
         bound = draw(st.sampled_from(["seq_len > 9", "seq_len <= 11", "phase == decode"]))

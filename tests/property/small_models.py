@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from lowered import dense, moe
-from model_zoo import randomise
+from model_zoo import ZOO, randomise
 from torch import Tensor, nn
 
 from plancc.ir.graph import Graph
@@ -98,6 +98,8 @@ MODELS = {
     "fused_tied": lambda: randomise(Fused(2, 20, 5, 22, 49, tied=True)),
     "parallel": lambda: randomise(Fused(2, 24, 4, 20, 50, parallel=True, gated=True)),
     "gated": lambda: randomise(Fused(3, 16, 4, 10, 50, gated=True)),
+    "mixtral": ZOO["mixtral"],
+    "phi": ZOO["phi"],
 }
 
 
@@ -125,15 +127,21 @@ EXPERTS = {
     "layers.*.moe.experts": ("experts", "ffn", "hidden", "batch"),
     "layers.*.moe.router": ("experts", "hidden", "seq"),
 }
-PARAMETERS = {
-    "self_attn": ("layers.*.self_attn.c_proj.weight", "layers.*.self_attn.o_proj.weight"),
-    "plain": ("embed_tokens.weight", "lm_head.weight", "norm.weight"),
+MIXTURE = {
+    "layers.*.mlp": ("ffn", "batch", "seq", "experts", "hidden"),
+    "layers.*.mlp.experts": ("experts", "ffn", "hidden", "batch"),
+    "op experts": ("experts", "ffn", "batch"),
 }
+PROJECTIONS = dict.fromkeys(
+    ("fused", "fused_tied", "parallel", "gated"), "layers.*.self_attn.c_proj"
+) | {"phi": "layers.*.self_attn.dense"}  # fmt: skip
 
 
 def patterns(name: str) -> dict[str, tuple[str, ...]]:
     """Targets in a model, with the dims that may be split there."""
-    found = PATTERNS | (EXPERTS if name.startswith("moe") else FEEDS)
-    stored = dict.fromkeys(PARAMETERS["plain"], ("hidden", "vocab"))
-    proj = PARAMETERS["self_attn"][1 if name[:3] in ("den", "gro", "one", "moe") else 0]
-    return found | stored | {proj: ("hidden", "heads"), proj.removesuffix(".weight"): ("seq", "heads", "hidden")}
+    found = PATTERNS | (EXPERTS if name.startswith("moe") else MIXTURE if name == "mixtral" else FEEDS)
+    if name == "phi":
+        found = {k.replace("norm", "final_layernorm"): dims for k, dims in found.items()}
+    proj = PROJECTIONS.get(name, "layers.*.self_attn.o_proj")
+    stored = dict.fromkeys(("embed_tokens.weight", "lm_head.weight"), ("hidden", "vocab"))
+    return found | stored | {f"{proj}.weight": ("hidden", "heads"), proj: ("seq", "heads", "hidden")}
