@@ -16,6 +16,7 @@ from plancc.runtime.artifact import load_step
 from plancc.runtime.failure import RankFailure
 from plancc.runtime.local import run_local
 from plancc.runtime.runner import Sequence as Running
+from plancc.runtime.runner import split_batch
 from plancc.runtime.view import View
 from plancc.verify.divergence import Divergence, first_divergence
 
@@ -27,9 +28,8 @@ if TYPE_CHECKING:
 def locate_divergence(work: Verification, unit: Unit, case: Case) -> Divergence | None:
     """The first value that differs from the reference; None if the probed run does not differ."""
     assert unit.programs is not None
-    work.reference.run(case.inputs, record=True)
     world = work.artifact.world
-    recorded: list[dict[str, Tensor]] = [{} for _ in range(world)]
+    recorded: list[dict[str, list[Tensor]]] = [{} for _ in range(world)]
     steps = probed_steps(work, unit)
 
     def on_rank(transport: Any) -> None:
@@ -49,12 +49,16 @@ def locate_divergence(work: Verification, unit: Unit, case: Case) -> Divergence 
         run_local(world, on_rank, describe=None)
     except RankFailure:
         pass  # what was recorded before the failure shows where it began
-    batch = next(iter(case.inputs.values())).shape[0]
-    env = {"B": batch, "T": case.tokens, "P": case.past}
     views = [View(rank, work.artifact.grids, "", sizes=work.sizes) for rank in range(world)]
-    return first_divergence(
-        unit, joined(recorded), views, work.reference.recorded, 1e-6, env
-    )
+    batch = next(iter(case.inputs.values())).shape[0]
+    for index, (lo, hi) in enumerate(split_batch(batch, unit.programs.microbatches)):
+        work.reference.run({name: x[lo:hi] for name, x in case.inputs.items()}, record=True)
+        mine = [{k: v[index] for k, v in one.items() if index < len(v)} for one in recorded]
+        env = {"B": hi - lo, "T": case.tokens, "P": case.past}
+        found = first_divergence(unit, mine, views, work.reference.recorded, 1e-6, env)
+        if found is not None:
+            return found
+    return None
 
 
 def probed_steps(work: Verification, unit: Unit) -> dict[str, Any]:
@@ -74,7 +78,7 @@ def probed_steps(work: Verification, unit: Unit) -> dict[str, Any]:
     return out
 
 
-def probing(step: Callable[..., Any], found: dict[str, Any]) -> Callable[..., Any]:
+def probing(step: Callable[..., Any], found: dict[str, list[Tensor]]) -> Callable[..., Any]:
     """`step` with a view that records into `found`: a list per name, one entry a micro-batch."""
 
     def run(view: View, *rest: Any) -> Any:
@@ -82,11 +86,3 @@ def probing(step: Callable[..., Any], found: dict[str, Any]) -> Callable[..., An
         return step(view, *rest)
 
     return run
-
-
-def joined(recorded: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
-    """Micro-batches put together again (along the first dim, where there are several)."""
-    return [
-        {name: pieces[0] if len(pieces) == 1 else torch.cat(pieces) for name, pieces in one.items()}
-        for one in recorded
-    ]

@@ -28,21 +28,21 @@ Change = Callable[[RankProgram], RankProgram]
 
 
 def programs_of(lowered: Lowered) -> ProgramSet:
-    """The programs of the one phase that was compiled."""
-    programs = lowered.compiled.units[0].programs
+    """The programs of the last phase that was compiled."""
+    programs = lowered.compiled.units[-1].programs
     assert programs is not None
     return programs
 
 
 def planted(lowered: Lowered, change: Change, only: Sequence[int] | None = None) -> Lowered:
-    """The same with `change` applied to all programs, or to those at the places `only`."""
-    unit = lowered.compiled.units[0]
+    """The same with `change` applied to all programs of the last phase, or to those at `only`."""
+    *others, unit = lowered.compiled.units
     old = programs_of(lowered)
     changed = tuple(
         change(p) if only is None or i in only else p for i, p in enumerate(old.programs)
     )
     unit = replace(unit, programs=replace(old, programs=changed))
-    compiled = replace(lowered.compiled, units=(unit,))
+    compiled = replace(lowered.compiled, units=(*others, unit))
     folder = Path(tempfile.mkdtemp(dir=SCRATCH.name)) / "artifact"
     write_artifact(
         folder, compiled.plan, compiled.world, compiled.sets, compiled.graph,
