@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plancc.ir.graph import TOKENS, Value
+from plancc.ir.graph import BATCH, PAST, TOKENS
 from plancc.ir.program import Held, Origin, RankProgram, produced
+from plancc.ir.shape import Leaf, Prod, Tree
 from plancc.passes.base import Unit
 from plancc.runtime.comm import cut
 from plancc.runtime.sizes import build_dim
@@ -54,8 +55,8 @@ def first_divergence(
     """
     from plancc.codegen.manifest import layout_json
 
-    assert unit.programs is not None
-    values = {v.name: v for v in unit.graph.values()}
+    assert unit.programs is not None and unit.named is not None
+    shapes = unit.named.shapes
     by_name: dict[str, tuple[RankProgram, Held, Origin]] = {}
     for program in unit.programs.programs:
         for step in program.instructions:
@@ -68,7 +69,7 @@ def first_divergence(
         program, held, origin = by_name[name]
         if held.source not in reference:
             continue
-        expected = last_positions(reference[held.source], values[held.source], env["T"])
+        expected = last_positions(reference[held.source], shapes[held.source], env)
         trees = layout_json(held.layout, program.leaf_names)
         members = views[0].stage(held.stage.mesh, **dict(held.stage.coords)).ranks
         for rank in members:
@@ -94,12 +95,33 @@ def pending_sum(held: Held, recorded: Recorded, rank: int, views: Sequence[View]
     return torch.stack(shares).sum(0) if len(shares) == len(found) else None
 
 
-def last_positions(full: Tensor, value: Value, tokens: int) -> Tensor:
-    """The last `tokens` positions of each dim that runs over new tokens."""
-    for dim, size in enumerate(value.shape):
-        if size == TOKENS and full.shape[dim] > tokens:
-            full = full.narrow(dim, full.shape[dim] - tokens, tokens)
+def last_positions(full: Tensor, trees: Sequence[Tree], env: Mapping[str, int]) -> Tensor:
+    """The new positions of a value over all positions: the last T of each leaf that runs over T."""
+    if not env["P"]:
+        return full
+    for dim, tree in enumerate(trees):
+        keep, size = new_indices(tree, env)
+        if len(keep) < size:
+            full = full.index_select(dim, torch.tensor(keep))
     return full
+
+
+def new_indices(tree: Tree, env: Mapping[str, int]) -> tuple[list[int], int]:
+    """The indices of the new positions in a dim of the reference, and the size of that dim."""
+    if isinstance(tree, Leaf):
+        total = env["P"] + env["T"]
+        known = {BATCH: env["B"], TOKENS: total, PAST: 0}
+        size = tree.size if isinstance(tree.size, int) else int(tree.size.subs(known))
+        return list(range(size - env["T"] if tree.size == TOKENS else 0, size)), size
+    product = isinstance(tree, Prod)
+    found, size = ([0], 1) if product else ([], 0)
+    for kid in tree.kids:
+        inner, length = new_indices(kid, env)
+        if product:
+            found, size = [i * length + j for i in found for j in inner], size * length
+        else:
+            found, size = found + [size + j for j in inner], size + length
+    return found, size
 
 
 def difference(a: Tensor, b: Tensor) -> float:
