@@ -30,11 +30,10 @@ def merge(parts: Sequence[Part], dtype: torch.dtype | None = None) -> Part:
         first = parts[0][0].dtype
         exact = _exact(parts)
         lses = torch.stack([lse.to(exact) for _, lse in parts])
-        total = lses.logsumexp(0)
-        weights = torch.exp(lses - total.masked_fill(total == NEG_INF, 0.0)).unsqueeze(-1)
-        merged = parts[0][0].to(exact) * weights[0]
-        for (out, _), weight in zip(parts[1:], weights[1:], strict=True):
-            merged.addcmul_(out.to(exact), weight)
+        shares, total = _shares(lses)
+        merged = parts[0][0].to(exact) * shares[0].unsqueeze(-1)
+        for (out, _), share in zip(parts[1:], shares[1:], strict=True):
+            merged.addcmul_(out.to(exact), share.unsqueeze(-1))
         return merged.to(dtype or first), total
 
 
@@ -49,11 +48,9 @@ def merge_into(total: Part, part: Part) -> None:
     more, more_lse = part
     refuse_graph(out, more)
     with torch.no_grad():
-        more_lse = more_lse.to(lse.dtype)
-        both = torch.logaddexp(lse, more_lse)
-        safe = both.masked_fill(both == NEG_INF, 0.0)
-        out.mul_(torch.exp(lse - safe).unsqueeze(-1))
-        out.addcmul_(more.to(out.dtype), torch.exp(more_lse - safe).unsqueeze(-1).to(out.dtype))
+        shares, both = _shares(torch.stack((lse, more_lse.to(lse.dtype))))
+        shares = shares.to(out.dtype).unsqueeze(-1)
+        out.mul_(shares[0]).addcmul_(more.to(out.dtype), shares[1])
         lse.copy_(both)
 
 
@@ -74,9 +71,8 @@ def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> Part:
     refuse_graph(out, sinks)
     with torch.no_grad():
         logits = sinks.to(lse.dtype).view(1, -1, 1).expand_as(lse)
-        total = torch.logaddexp(lse, logits)
-        share = torch.exp(lse - total.masked_fill(total == NEG_INF, 0.0)).unsqueeze(-1)
-        return (out.to(share.dtype) * share).to(out.dtype), total
+        shares, total = _shares(torch.stack((lse, logits)))
+        return (out.to(lse.dtype) * shares[0].unsqueeze(-1)).to(out.dtype), total
 
 
 def sink_backward(dout: Tensor, out: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
@@ -96,6 +92,18 @@ def refuse_graph(*tensors: Tensor | None) -> None:
             "attention on blocks has no graph: use plancc.ops.blocks.attend_blocks, or "
             "block_forward and block_backward under torch.no_grad()"
         )
+
+
+def _shares(lses: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the share of each part and the total lse of lses [parts, ...].
+
+    Shares sum to 1 also where exp(lse - total) would not, for lses too large to hold a log of 2.
+    """
+    most = lses.amax(0)
+    most = most.masked_fill(most == NEG_INF, 0.0)
+    weights = torch.exp(lses - most)
+    sums = weights.sum(0)
+    return weights / sums.masked_fill(sums == 0.0, 1.0), most + sums.log()
 
 
 def _merged(parts: Sequence[Part], tree: Tree, exact: torch.dtype) -> Part:

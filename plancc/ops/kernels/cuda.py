@@ -172,9 +172,7 @@ def _flash_kernel(name: str, impl: str | None, probe: Callable[[], str | None]) 
 CUDA_FLASH = _flash_kernel(
     "cuda_flash",
     None,
-    _probe(
-        "_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_backward"
-    ),
+    _probe("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_backward"),
 )
 FA3 = _flash_kernel("fa3", "FA3", _probe_impl("FA3", (9,)))
 FA4 = _flash_kernel("fa4", "FA4", _probe_impl("FA4", (9, 10)))
