@@ -177,15 +177,23 @@ class _Path:
         return changes, union(n[len(h) :] for p, h, n in self.positions(d) if p in changes)
 
     def losses(self, d: int) -> tuple[Changes, Parts]:
-        """What is left at the positions of a dim that are cut as not wanted, and the parts to drop."""
-        changes: dict[int, Parts] = {}
-        gone = []
-        for p, have, need in self.positions(d):
-            keep = len(shared_prefix(have, need))
-            if keep < len(have):
-                changes[p] = have[:keep]
-                gone.append(have[keep:])
-        return changes, union(gone)
+        """What is left at the positions of a dim that are cut as not wanted, and the parts to drop.
+
+        A part is dropped at all positions of the dim, also where it is wanted: the dim gets whole along it.
+        """
+        kept = {p: len(shared_prefix(have, need)) for p, have, need in self.positions(d)}
+        found = [leaf.parts for leaf in cuts(self.at.dims[d])]
+        gone: Parts = ()
+        while True:
+            after = {p: parts[: kept.get(p, len(parts))] for p, parts in enumerate(found)}
+            left = {
+                p: next((i for i, part in enumerate(parts) if part in gone), len(parts))
+                for p, parts in after.items()
+            }
+            lost = union(parts[left[p] :] for p, parts in enumerate(found))
+            if lost == gone:
+                return {p: found[p][:n] for p, n in left.items() if n < len(found[p])}, gone
+            kept, gone = left, lost
 
     def changed(self, changes: Mapping[int, Changes], partial: Parts) -> Layout:
         dims = tuple(
@@ -222,8 +230,6 @@ class _Path:
             gained, added = self.gains(to)
             if moved and set(moved) == set(added):
                 after = self.changed({d: lost, to: gained}, self.at.partial)
-                if set(moved) & {x for leaf in cuts(after.dims[d]) for x in leaf.parts}:
-                    continue
                 self.step("all_to_all", moved, after, d, to)
 
     def gather(self, *, whole: bool = False) -> None:
