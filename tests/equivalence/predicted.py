@@ -11,7 +11,7 @@ from lowered import Lowered
 from plancc.ir.graph import BATCH, PAST, TOKENS
 from plancc.ir.layout import CutLeaf, Layout, LocalTree, Part, Prod
 from plancc.ir.mesh import Grid
-from plancc.ir.program import Collective, Recv, Send, Transfer
+from plancc.ir.program import Collective, Merge, Recv, Send, Transfer
 from plancc.passes.base import Unit
 from plancc.verify.cases import choose_case
 
@@ -50,6 +50,9 @@ class _Counting:
                 if isinstance(step, Collective) and step.kind not in LOCAL:
                     for rank in program.ranks:
                         yield from self.collective(step, rank)
+                elif isinstance(step, Merge):
+                    for rank in program.ranks:
+                        yield from self.merge(step, rank)
                 elif isinstance(step, (Send, Recv, Transfer)):
                     edges[step.edge.index] = step.edge
                     for _ in program.ranks:
@@ -75,6 +78,16 @@ class _Counting:
             shares = [len(self.indices(move.after.dims[move.to_dim], peer)) for peer in peers]
             number = prod(dims) * sum(shares)
         yield step.kind, number * bytes_of(step.out.dtype)
+
+    def merge(self, step: Merge, rank: int) -> Iterator[tuple[str, int]]:
+        """To every rank of the group its heads, with one more column for the logsumexp."""
+        batch, heads, queries, depth = step.out.layout.dims
+        peers = list(self.peers(rank, (step.part,)))
+        if len(peers) > 1:
+            rows = prod(len(self.indices(d, rank)) for d in (batch, queries))
+            shares = sum(len(self.indices(heads, peer)) for peer in peers)
+            width = len(self.indices(depth, rank)) + 1
+            yield "all_to_all", rows * shares * width * bytes_of(step.out.dtype)
 
     def edge(self, edge) -> int:
         """What the ranks of the target want and do not hold themselves."""
