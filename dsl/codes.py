@@ -55,6 +55,7 @@ CODES: dict[str, str] = {
     "P504": "a pipeline schedule is not known",
     "P505": "values travel in a lossy type while inferring (warning)",
     "P506": "a pipeline axis carries no stages (warning)",
+    "P507": "an overlap is deeper than the heads of a device allow (warning)",
     "P601": "a tensor axis crosses nodes (warning)",
     "P602": "a device needs more memory than its budget",
     "P701": "a rank failed",

@@ -14,7 +14,12 @@ from plancc.dsl.source import Span
 
 # (where it stands, its name) -> what to call it in the message.
 UNSUPPORTED: dict[tuple[str, str], str] = {
-    ("statement", "comm"): "a comm line",
+    ("comm", "tensors"): "a comm line for tensors",
+    ("comm", "axis"): "a comm line for an axis",
+    ("comm", "op"): "a choice of collective",
+    ("comm", "dtype"): "a wire type",
+    ("comm", "grad_dtype"): "a wire type of gradients",
+    ("comm", "stream"): "a choice of stream",
     ("mode", "train"): "training",
     ("dim", "params"): "placing params",
     ("dim", "grads"): "placing grads",
@@ -65,7 +70,8 @@ def _features(plan: ResolvedPlan) -> Iterator[tuple[str, str, Span]]:
         for line in place.rules:
             yield from _rule_features(line)
     for comm in plan.comms:
-        yield "statement", "comm", comm.span
+        yield "comm", comm.kind, comm.span
+        yield from _setting_features("comm", comm.settings)
     for pipeline in plan.pipelines:
         yield from _setting_features("pipeline", pipeline.settings)
 

@@ -108,7 +108,7 @@ def op_matches(place: Place, target: Target, node: Node) -> bool:
 
     The KV cache lives where attention runs, unless the place shares another mesh's (`share kv from`).
     """
-    if target.pattern == "attention" and node.target == CACHE:
+    if target.pattern == "attention" and (node.target == CACHE or node.role == "attention"):
         return not any(isinstance(rule, Share) for rule in place.rules)
     known = CANONICAL_OPS.get(target.pattern)
     if known is not None:
@@ -169,4 +169,4 @@ class Matcher:
     def path_key(self, node: Node) -> tuple[str, str]:
         """Nodes with equal keys are covered by the same places."""
         ops = any(t.kind == "op" for _, t, _ in self._candidates(node.path))
-        return (node.path, node.target if ops else "")
+        return (node.path, f"{node.target} {node.role}" if ops else "")

@@ -25,6 +25,7 @@ from plancc.ir.program import (
     produced,
 )
 from plancc.passes.base import Unit
+from plancc.passes.overlap_transfers import overlapped
 from plancc.ir.leaf_names import name_leaves
 
 
@@ -63,15 +64,20 @@ def stages_of(unit: Unit) -> tuple[Stage, ...]:
 
 
 def microbatches(unit: Unit) -> int:
-    """How many micro-batches the plan's pipeline wants (1 without a pipeline)."""
-    return max((p.microbatches for p in unit.plan.pipelines), default=1)
+    """How many micro-batches the plan's pipeline and its overlapped edges want (1 without either).
+
+    The same for every variant: a batch keeps its micro-batches, each with a cache of its own.
+    """
+    batches = overlapped(unit.plan, None, "batches").values()
+    return max([1, *(p.microbatches for p in unit.plan.pipelines), *batches])
 
 
 def build(
     unit: Unit, key: tuple[Stage, ...], ranks: tuple[int, ...], names: Mapping[int, str]
 ) -> RankProgram:
     """The program of the ranks that live on exactly the stages of `key`."""
-    mine = [side(i, stages, key) for stages, i in unit.instructions if set(stages) & set(key)]
+    seen = [side(i, key) for stages, i in unit.instructions if set(stages) & set(key)]
+    mine = [step for step in seen if step is not None]
     weights: tuple[Weight, ...] = tuple(w for s in key for w in unit.weights.get(s, ()))
     inputs = input_values(unit, key)
     outputs: dict[str, Held] = {}
@@ -91,16 +97,14 @@ def build(
     )  # fmt: skip
 
 
-def side(instruction: Instruction, stages: tuple[Stage, ...], key: tuple[Stage, ...]):
-    """A transfer as this class sees it: send, receive, or both."""
-    if not isinstance(instruction, Transfer):
-        return instruction
-    edge, origin = instruction.edge, instruction.origin
-    if edge.source in key and edge.target in key:
-        return instruction
-    if edge.source in key:
-        return Send(instruction.operand, edge, origin)
-    return Recv(instruction.out, edge, origin)
+def side(instruction: Instruction, key: tuple[Stage, ...]) -> Instruction | None:
+    """A transfer as this class sees it: a send, a receive, or both at the place of the receive."""
+    if isinstance(instruction, Send):
+        return None if instruction.edge.target in key else instruction
+    if not isinstance(instruction, Transfer) or instruction.edge.source in key:
+        whole = not isinstance(instruction, Transfer) or instruction.edge.target in key
+        return instruction if whole else None
+    return Recv(instruction.out, instruction.edge, instruction.origin)
 
 
 def input_values(unit: Unit, key: tuple[Stage, ...]) -> tuple[Held, ...]:

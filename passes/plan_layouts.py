@@ -16,6 +16,7 @@ from plancc.ir.layout import Layout, Part, Stage, cut_tree, cuts, pending_parts
 from plancc.ir.mesh import World
 from plancc.ir.shape import Binding, NamedGraph, Operand, leaves
 from plancc.passes.base import MergeStep, NodeLayout, Placed, Unit
+from plancc.passes.cut_together import cut_together
 from plancc.passes.cut_keys import cut_positions, key_label, merge_steps
 
 Active = Mapping[tuple[str, int], tuple[Part, ...]]
@@ -51,7 +52,10 @@ class _Planner:
 
     def plan(self, binding: Binding, placed: Placed) -> None:
         """Choose the layouts of one node."""
-        active = active_labels(binding, placed, self.named)
+        active = {
+            **active_labels(binding, placed, self.named),
+            **cut_together(binding, placed, self.named),
+        }
         keys = cut_positions(binding, placed, self.named)
         contracted = contracted_parts(binding, active)
         active = {**active, **keys}
@@ -141,10 +145,15 @@ def active_labels(binding: Binding, placed: Placed, named: NamedGraph) -> Active
     out: dict[tuple[str, int], tuple[Part, ...]] = {}
     for leaf_id, labels in choices.items():
         parts, wanted = placed.cuts[leaf_id]
-        if wanted == "s":
-            continue  # key positions: cut_positions
+        if wanted == "s" and is_new(leaf_id, named):
+            continue  # keys that are queries too: cut_positions
         out[(wanted if wanted in labels else labels[0], leaf_id)] = parts
     return out
+
+
+def is_new(leaf_id: int, named: NamedGraph) -> bool:
+    """Whether a leaf is the new positions themselves (a graph without a cache), not cached ones."""
+    return any(leaf.id == leaf_id for a in named.lookup("", "seq") for leaf in a.leaves)
 
 
 def contracted_parts(binding: Binding, active: Active) -> tuple[Part, ...]:

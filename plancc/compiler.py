@@ -6,7 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from plancc.dsl.diagnostics import Report
@@ -19,6 +19,7 @@ from plancc.ir.program import ProgramSet
 from plancc.ir.shape import NamedGraph
 from plancc.passes.assign_places import AssignPlaces
 from plancc.passes.base import Pass, Unit
+from plancc.passes.chunk_attention import chunk_attention, chunk_depths
 from plancc.passes.check_facts import check_facts, named_hints
 from plancc.passes.check_programs import CheckPrograms
 from plancc.passes.derive_phases import NotCausal, derive_phase
@@ -27,6 +28,8 @@ from plancc.passes.find_static import FindStatic
 from plancc.passes.insert_moves import InsertMoves
 from plancc.passes.match_targets import Modules
 from plancc.passes.name_dims import name_dims
+from plancc.passes.order_transfers import OrderTransfers
+from plancc.passes.overlap_transfers import OverlapTransfers, active_comms, overlapped
 from plancc.passes.partition_ranks import PartitionRanks
 from plancc.passes.plan_layouts import PlanLayouts
 from plancc.passes.rows import RowError, UnknownOperator
@@ -36,7 +39,9 @@ PIPELINE: tuple[Pass, ...] = (
     AssignPlaces(),
     PlanLayouts(),
     InsertMoves(),
+    OrderTransfers(),
     PartitionRanks(),
+    OverlapTransfers(),
     CheckPrograms(),
     EstimateMemory(),
 )
@@ -161,9 +166,30 @@ def compile_graph(
         for one in named:
             for variant in plan.variants:
                 if variant.phase in (None, one.graph.phase):
-                    unit = Unit(plan, variant, world, one.graph, one)
+                    unit = chunked(Unit(plan, variant, world, one.graph, one), report)
                     units.append(lower(unit, report, timed))
     return Compiled(plan, world, forward, tuple(units), tuple(notes), seconds)
+
+
+def chunked(unit: Unit, report: Report) -> Unit:
+    """The unit with attention cut into chunks where the plan overlaps its edge (`async(depth = n)`)."""
+    wanted = overlapped(unit.plan, unit.variant, "depth")
+    if not wanted:
+        return unit
+    placed = AssignPlaces().run(FindStatic().run(unit, Report()), Report())
+    assert unit.named is not None
+    depth = chunk_depths(unit.named, placed.places, wanted)
+    if depth and min(depth.values()) < max(wanted.values()):
+        comm = next(active_comms(unit.plan, unit.variant))
+        report.warning(
+            "P507", f"attention travels in {min(depth.values())} chunks, not {max(wanted.values())}",
+            comm.span, label="a device has too few kv heads for more",
+            help=["split heads over fewer devices, or lower the depth"],
+        )  # fmt: skip
+    if max(depth.values(), default=1) < 2:
+        return unit
+    graph = chunk_attention(unit.graph, depth)
+    return replace(unit, graph=graph, named=name_dims(graph, named_hints(unit.plan, Modules(graph))))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +65,12 @@ class Runner:
         self._shared: dict[str, Tensor] = {}
         self.moved = 0
 
+    def rebind(self, transport: Transport) -> None:
+        """Go on over another transport of the same rank; weights and programs stay loaded."""
+        self.transport = transport
+        for _, comm, _ in self._ready.values():
+            comm.transport = transport
+
     def run(
         self,
         phase: str,
@@ -86,16 +92,20 @@ class Runner:
         self.transport.program = program["file"]
         step = probe(program["file"]) if probe else self.artifact.step(program["file"])
         bounds = split_batch(batch, row["microbatches"])
+        while len(sequence.caches) < len(bounds):
+            sequence.caches.append(KVCache())
         self.switch(sequence, row, view, comm, bounds)
         sequence.owners.extend(tokens)
         view.owners = sequence.owners
-        while len(sequence.caches) < len(bounds):
-            sequence.caches.append(KVCache())
-        found: dict[str, list[Tensor | None]] = {}
-        for index, (lo, hi) in enumerate(bounds):
+        def start(index: int) -> Any:
+            lo, hi = bounds[index]
             view.batch, view.tokens, view.past = hi - lo, tokens, sequence.past
             given = [inputs[name][lo:hi] for name in program["inputs"]]
-            for name, value in step(view, comm, weights, sequence.caches[index], *given).items():
+            return step(view, comm, weights, sequence.caches[index], *given)
+
+        found: dict[str, list[Tensor | None]] = {}
+        for result in take_turns(start, len(bounds)):
+            for name, value in result.items():
                 found.setdefault(name, []).append(value)
         self.transport.program = ""
         sizes = {"T": tokens, "P": sequence.past}
@@ -165,11 +175,12 @@ class Runner:
         )
 
     def everywhere(self, output: Placed) -> Tensor:
-        """The whole output on every rank of the world (shape [B, ...])."""
+        """The whole output on every rank that takes part (shape [B, ...])."""
         view = self.view_on(output.row["stage"]["mesh"])
         comm = Comm(self.transport, view)
         source = view.stage(output.row["stage"]["mesh"], **output.row["stage"]["coords"])
-        world = Members("world", "", tuple(range(self.transport.world)))
+        ranks = getattr(self.transport, "members", None) or range(self.transport.world)
+        world = Members("world", "", tuple(ranks))
         pieces = []
         for index, (piece, (lo, hi)) in enumerate(zip(output.pieces, output.batches, strict=True)):
             env = {**output.env, "B": hi - lo}
@@ -182,6 +193,35 @@ class Runner:
             else:
                 pieces.append(comm.transfer(piece, source, has, world, wants, at))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def take_turns(start: Callable[[int], Any], count: int) -> list[dict[str, Any]]:
+    """Run `count` micro-batches; programs that pause (generators) take turns at their pauses.
+
+    `start(index)` begins one: it gives the results, or a generator whose first part has not run yet. Each
+    first part runs before the next micro-batch starts, since it reads the sizes of its own.
+    """
+    results: list[dict[str, Any]] = [{} for _ in range(count)]
+    running: list[tuple[int, Iterator[None]]] = []
+    for index in range(count):
+        begun = start(index)
+        if isinstance(begun, Mapping):
+            results[index] = dict(begun)
+        elif not finished(begun, index, results):
+            running.append((index, begun))
+    while running:
+        running = [(i, one) for i, one in running if not finished(one, i, results)]
+    return results
+
+
+def finished(one: Iterator[None], index: int, results: list[dict[str, Any]]) -> bool:
+    """Go on with one micro-batch to its next pause; True at its end, with the results kept."""
+    try:
+        next(one)
+    except StopIteration as end:
+        results[index] = dict(end.value)
+        return True
+    return False
 
 
 def split_batch(batch: int, count: int) -> list[tuple[int, int]]:

@@ -149,6 +149,7 @@ def _fill(aside: Path, plan, world, sets, graph: Graph, facts, weights) -> None:
             name: {"axes": [list(a) for a in grid.axes], "ranks": list(grid.ranks)}
             for name, grid in world.grids.items()
         },
+        "pools": pools_json(plan, world),
         "inputs": {k: list(v) for k, v in plan.inputs.items()},
         "limits": dict(graph.limits),
         "params": params_json(graph),
@@ -158,6 +159,24 @@ def _fill(aside: Path, plan, world, sets, graph: Graph, facts, weights) -> None:
     text = json.dumps(manifest, indent=1)
     manifest["seal"] = hashlib.sha256(text.encode()).hexdigest()
     (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def pools_json(plan: ResolvedPlan, world: World) -> dict[str, Any]:
+    """Each pool: its ranks in the order in which they are taken, `linger` in seconds, grid by variant."""
+    rank_of = {device: rank for rank, device in enumerate(world.devices)}
+    return {
+        mesh.name: {
+            "ranks": [rank_of[device] for device in mesh.devices],
+            "linger": next((float(s.value) for s in mesh.settings if s.name == "linger"), 0.0),
+            "grids": {
+                str(v.index): world.names[mesh.name, v.index]
+                for v in plan.variants
+                if (mesh.name, v.index) in world.names
+            },
+        }
+        for mesh in plan.meshes.values()
+        if mesh.is_pool
+    }
 
 
 def owned_parts(programs: ProgramSet) -> list[str]:

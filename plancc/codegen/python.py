@@ -175,6 +175,8 @@ class _Emitter:
             text = f"comm.send({self.local(step.operand)}, {source}, {target}, at={at})"
             self.line(text, f"to {edge.target}")
             return
+        if step.pause:
+            self.line("yield", "the other micro-batches take their turn")
         if isinstance(step, Recv):
             dtype = self.argument(edge.dtype)
             text = f"{step.out.name} = comm.recv({dtype}, {source}, {target}, at={at})"

@@ -43,6 +43,7 @@ class Node:
     `target` is "aten.linear.default" or "plancc.attention.default". Arguments hold Ref, Size, plain
     constants (float, bool, str, None, torch.dtype ...) and tuples of those; sizes are never Refs.
     A multi-output operator has several `outs`; the others have one.
+    `role` names the operator that a derived node belongs to ("attention": a slice of its cache).
     `path` is the module ("model.layers.0.self_attn.q_proj", "" for the root), `line` "modeling_llama.py:161".
     """
 
@@ -53,6 +54,7 @@ class Node:
     outs: tuple[Value, ...]
     path: str
     line: str
+    role: str = ""
 
     def refs(self) -> Iterator[str]:
         """Names of the values used, in argument order, with repeats."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from plancc.ir.layout import CutLeaf, Layout, LocalTree, Prod
+from plancc.ir.layout import CutLeaf, Layout, LocalTree, Part, Prod
 from plancc.ir.program import (
     Collective,
     Compute,
@@ -22,11 +22,17 @@ from plancc.ir.program import (
 def tree_text(tree: LocalTree, names: Mapping[int, str]) -> str:
     """`heads/tp*head_dim`: leaves by name, with the axes that cut them."""
     if isinstance(tree, CutLeaf):
-        axes = "".join(f"/{part.axis}" for part in tree.parts)
+        axes = "".join(f"/{part_text(part)}" for part in tree.parts)
         return names.get(tree.id, f"d{tree.id}") + axes
     if isinstance(tree, Prod):
         return "*".join(group_text(kid, names) for kid in tree.kids) or "1"
     return "+".join(tree_text(kid, names) for kid in tree.kids)
+
+
+def part_text(part: Part) -> str:
+    """`tp`; `tp[2x4]` for a factor of an axis: two, four apart; `tp:block` for another rule."""
+    text = part.axis if part.whole_axis else f"{part.axis}[{part.count}x{part.stride}]"
+    return text if part.rule == "balanced" else f"{text}:{part.rule}"
 
 
 def group_text(tree: Any, names: Mapping[int, str]) -> str:

@@ -104,11 +104,12 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Recv:
-    """Take this rank's part of a value from the ranks of `edge.source`."""
+    """Take this rank's part of a value from the ranks of `edge.source`; `pause`: another micro-batch's turn."""
 
     out: Held
     edge: Edge
     origin: Origin
+    pause: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,7 @@ class Transfer:
     out: Held
     edge: Edge
     origin: Origin
+    pause: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,17 +31,18 @@ def locate_divergence(work: Verification, unit: Unit, case: Case) -> Divergence 
     world = work.artifact.world
     recorded: list[dict[str, list[Tensor]]] = [{} for _ in range(world)]
     steps = probed_steps(work, unit)
+    state = Running()
 
     def on_rank(transport: Any) -> None:
         runner = work.runner(transport)
-        state = Running()
+        running = state if transport.rank == 0 else Running()
         with torch.no_grad():
             for phase, inputs in case.steps[:-1]:
-                runner.run(phase, inputs, state)
+                runner.run(phase, inputs, running)
             phase, inputs = case.steps[-1]
             mine = recorded[transport.rank]
             runner.run(
-                phase, inputs, state, variant=unit.variant.index,
+                phase, inputs, running, variant=unit.variant.index,
                 probe=lambda file: probing(steps[file], mine),
             )  # fmt: skip
 
@@ -50,6 +51,8 @@ def locate_divergence(work: Verification, unit: Unit, case: Case) -> Divergence 
     except RankFailure:
         pass  # what was recorded before the failure shows where it began
     views = [View(rank, work.artifact.grids, "", sizes=work.sizes) for rank in range(world)]
+    for view in views:
+        view.owners = state.owners
     batch = next(iter(case.inputs.values())).shape[0]
     for index, (lo, hi) in enumerate(split_batch(batch, unit.programs.microbatches)):
         work.reference.run({name: x[lo:hi] for name, x in case.inputs.items()}, record=True)

@@ -1,0 +1,66 @@
+"""Send each value as soon as it is there, and receive in the order of sending.
+
+Sends never block, so an early one overlaps with what its rank computes next. Messages between two stages
+arrive in order, so a receive waits for no later one and none is overtaken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from plancc.dsl.diagnostics import Report
+from plancc.ir.layout import Stage
+from plancc.ir.program import Instruction, Send, Transfer, produced
+from plancc.passes.base import Unit
+
+Entry = tuple[tuple[Stage, ...], Instruction]
+
+
+@dataclass(frozen=True)
+class OrderTransfers:
+    """Split each transfer into a send behind its producer and a receive before its first use."""
+
+    name: ClassVar[str] = "order-transfers"
+
+    def run(self, unit: Unit, report: Report) -> Unit:
+        """Reorder `instructions`: a Send entry belongs to the source, a Transfer entry to the target."""
+        if not any(isinstance(step, Transfer) for _, step in unit.instructions):
+            return unit
+        return replace(unit, instructions=tuple(ordered(unit.instructions)))
+
+
+def ordered(entries: tuple[Entry, ...]) -> list[Entry]:
+    """The entries with sends and receives at their places."""
+    made = {held.name: at for at, (_, step) in enumerate(entries) for held in produced(step)}
+    transfers = [
+        (made.get(step.operand, at), at, step)
+        for at, (_, step) in enumerate(entries)
+        if isinstance(step, Transfer)
+    ]
+    transfers.sort(key=lambda t: t[:2])
+    after: dict[int, list[Entry]] = {}
+    for begin, _, step in transfers:
+        edge = step.edge
+        after.setdefault(begin, []).append(((edge.source,), Send(step.operand, edge, step.origin)))
+    before: dict[int, list[Entry]] = {}
+    for _, receives in sorted(by_pair(transfers).items(), key=lambda kv: str(kv[0])):
+        wanted = len(entries)
+        for at, step in reversed(receives):
+            wanted = min(wanted, at)
+            before.setdefault(wanted, []).insert(0, ((step.edge.target, step.edge.source), step))
+    out: list[Entry] = []
+    for at, (stages, step) in enumerate(entries):
+        out += before.get(at, [])
+        if not isinstance(step, Transfer):
+            out.append((stages, step))
+        out += after.get(at, [])
+    return out
+
+
+def by_pair(transfers: list[tuple[int, int, Transfer]]) -> dict[tuple[Stage, Stage], list]:
+    """(position wanted, transfer) in order of sending, for each pair of stages."""
+    found: dict[tuple[Stage, Stage], list] = {}
+    for _, at, step in transfers:
+        found.setdefault((step.edge.source, step.edge.target), []).append((at, step))
+    return found
