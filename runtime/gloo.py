@@ -27,16 +27,22 @@ RING_DTYPES = {
 
 
 class GlooTransport(DistributedTransport):
-    """One rank on gloo; `loopback` keeps it on 127.0.0.1, else gloo chooses the interface."""
+    """One rank on gloo; `loopback` keeps it on 127.0.0.1, else gloo chooses the interface.
+
+    `members` are the ranks of the world that take part: all of them, unless it is told.
+    """
 
     def __init__(
-        self, rank: int, world: int, store: dist.Store, *, loopback: bool = True, **rest: Any
-    ) -> None:
+        self, rank: int, world: int, store: dist.Store, *, loopback: bool = True,
+        members: Group | None = None, **rest: Any,
+    ) -> None:  # fmt: skip
         super().__init__(rank, world, store, **rest)
         self._loopback = loopback
         self._sent: _Sent | None = None
-        everybody = tuple(range(world))
-        self._pairs = self._connect("pairs", everybody, lazy=False) if world > 1 else None
+        self.members = members or tuple(range(world))
+        self._place = {member: place for place, member in enumerate(self.members)}
+        alone = len(self.members) == 1
+        self._pairs = None if alone else self._connect("pairs", self.members, lazy=False)
 
     def prepare(self, groups: Sequence[Group], pairs: Sequence[tuple[int, int]]) -> None:
         """Do nothing: a first contact on gloo blocks nobody."""
@@ -97,10 +103,10 @@ class GlooTransport(DistributedTransport):
     def _send(self, tensor: Tensor, target: int, tag: int) -> None:
         if self._sent is None:
             self._sent = _Sent()
-        self._sent.keep(self._pairs.send([tensor], target, tag), tensor, target)
+        self._sent.keep(self._pairs.send([tensor], self._place[target], tag), tensor, target)
 
     def _receive(self, tensor: Tensor, source: int, tag: int) -> Callable[[], object]:
-        return self._pairs.recv([tensor], source, tag).wait
+        return self._pairs.recv([tensor], self._place[source], tag).wait
 
     def _flush(self, show: Callable[[int], None]) -> None:
         if self._sent is not None:
@@ -111,7 +117,7 @@ class _Sent:
     """Keeps what is being sent until it has left: gloo completes a send only for who waits."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._target: int | None = None
         self._error: RuntimeError | None = None
         threading.Thread(target=self._work, name="sent messages", daemon=True).start()
@@ -137,9 +143,13 @@ class _Sent:
                 shown = self._target
                 show(shown)
 
+    def stop(self) -> None:
+        """Let the thread end once it has come this far."""
+        self._queue.put(None)
+
     def _work(self) -> None:
         try:
-            while True:
-                self._queue.get()()
+            while (leave := self._queue.get()) is not None:
+                leave()
         except RuntimeError as error:
             self._error = error

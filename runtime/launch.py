@@ -30,6 +30,7 @@ from plancc.runtime.watch import Watch
 
 TICK = 0.05  # seconds between looks at the beacons
 GRACE = 0.5  # seconds that a rank which lost a peer waits for the peer to be named
+PRELOAD = ("plancc.runtime.processes", "plancc.runtime.worker")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _starting = threading.Lock()
 
@@ -78,10 +79,8 @@ class _Run:
 
     def start(self, entry: str, backend: str) -> None:
         """Fork all ranks from the forkserver."""
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "torch.distributed", "plancc.runtime.processes"])
         told = Start(self.world, str(self.scratch), entry, backend, os.getcwd(), dict(os.environ))
-        with _starting, _plain_main(), _one_thread():
+        with forking() as context:
             for rank in range(self.world):
                 process = context.Process(
                     target=processes.main, args=(rank, told), name=f"rank {rank}", daemon=True
@@ -117,7 +116,7 @@ class _Run:
         path = processes.report_path(self.scratch, rank)
         at = self.beacons.read(rank).instruction
         if not path.exists():
-            return fail(self.describe, rank, at, _ending(code)), False
+            return fail(self.describe, rank, at, ending(code)), False
         report = json.loads(path.read_text())
         if report["kind"] == "mismatch":
             return Mismatch(self.describe, *report["parts"]), False
@@ -148,7 +147,8 @@ def sorted_by_rank(ended: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
     return sorted(ended, key=lambda pair: pair[0])
 
 
-def _ending(code: int) -> str:
+def ending(code: int) -> str:
+    """Say how a process ended that should not have, as the predicate of a sentence."""
     if code >= 0:
         return f"ended without a result, with exit code {code},"
     try:
@@ -165,6 +165,15 @@ def _result(scratch: Path, rank: int) -> Any:
     from safetensors.torch import load
 
     return RankResult(value, load(tensors.read_bytes()))
+
+
+@contextmanager
+def forking() -> Iterator[Any]:
+    """Give the multiprocessing context in which rank processes are made and started."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch.distributed", *PRELOAD])
+    with _starting, _plain_main(), _one_thread():
+        yield context
 
 
 @contextmanager

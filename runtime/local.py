@@ -81,6 +81,7 @@ class LocalTransport:
         self.world = baton.world
         self.device = torch.device("cpu")
         self.counters = Counters()
+        self.members: Group | None = None  # the ranks that take part, if not all
 
     @property
     def program(self) -> str:

@@ -59,14 +59,14 @@ def main(rank: int, start: Start) -> None:
     scratch = Path(start.scratch)
     code = 1
     try:
-        _die_with_launcher(scratch)
+        die_with_launcher(scratch)
         os.environ.update(start.environment)
         os.chdir(start.folder)
         torch.set_num_threads(1)
         _run(rank, start, scratch)
         code = 0
     except BaseException as error:
-        write_json(report_path(scratch, rank), _report(error))
+        write_json(report_path(scratch, rank), report_of(error))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -130,7 +130,8 @@ def _save(scratch: Path, rank: int, result: Any) -> None:
     write_json(result_path(scratch, rank), value)
 
 
-def _report(error: BaseException) -> dict[str, Any]:
+def report_of(error: BaseException) -> dict[str, Any]:
+    """Tell an error as plain data: its kind (mismatch, lost, raised), reason, detail, traceback."""
     if isinstance(error, Mismatch):
         return {"kind": "mismatch", "parts": error.parts}
     report = {
@@ -144,7 +145,7 @@ def _report(error: BaseException) -> dict[str, Any]:
     return report
 
 
-def _die_with_launcher(scratch: Path) -> None:
+def die_with_launcher(scratch: Path) -> None:
     """End this process when its launcher ends, whatever it is doing then."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to handle
     if sys.platform == "linux":

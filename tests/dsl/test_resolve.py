@@ -188,11 +188,12 @@ def test_crlf(tmp_path: Path) -> None:
 
 
 UNSUPPORTED = {
-    "fa_pool": {"a pool", "`combine`", "`share`", "a comm line"},
-    "fsdp": {"training", "placing params", "placing grads", "placing optim", "a comm line",
+    "fa_pool": set(),
+    "fsdp": {"training", "placing params", "placing grads", "placing optim",
+             "a comm line for tensors", "a choice of collective",
              "prefetching", "freeing of parameters", "recomputation"},
     "deepseek_ep": {"expert routing with split tokens", "balancing of experts", "spare experts",
-                    "a comm line", "a layout other than contiguous"},
+                    "a choice of collective", "a wire type", "a layout other than contiguous"},
     "tp8_pp2": set(),
 }  # fmt: skip
 
