@@ -42,6 +42,7 @@ CODES: dict[str, str] = {
     "P313": "a coordinate lies beyond its axis",
     "P314": "an operator without a row",
     "P315": "an operator's row does not fit its call",
+    "P316": "a combine or share has nothing to do",
     "P401": "a statement cannot stand in this block",
     "P402": "a guard always or never holds",
     "P403": "a pool cannot have this size",

@@ -13,12 +13,15 @@ from typing import ClassVar
 import sympy
 
 from plancc.dsl.diagnostics import Report
-from plancc.dsl.plan import ResolvedPlan, Variant
+from plancc.dsl.plan import ResolvedPlan
 from plancc.ir.graph import BATCH, PAST, TOKENS, Size
-from plancc.ir.layout import CutLeaf, Layout, LocalTree, Prod
+from plancc.ir.layout import APPEND_BLOCK, CutLeaf, Layout, LocalTree, Part, Prod
 from plancc.ir.mesh import mesh_of
 from plancc.ir.program import Compute, Free, Held, ProgramSet, RankProgram, produced
 from plancc.passes.base import Unit
+
+
+CACHE, SLICE = "plancc.cache_append.default", "aten.slice.Tensor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +51,10 @@ class EstimateMemory:
             budget = budget_of(unit.plan, program)
             if budget is None:
                 continue
-            memory = program_memory(program, unit.programs, largest_input(unit.plan, unit.variant))
+            needs = [(program_memory(program, unit.programs, i), i) for i in largest_inputs(unit)]
+            memory, given = max(needs, key=lambda need: need[0].total)
             if memory.total > budget:
-                over(report, unit, program, memory, budget)
+                over(report, unit, program, memory, given, budget)
         return unit
 
 
@@ -61,14 +65,25 @@ def budget_of(plan: ResolvedPlan, program: RankProgram) -> int | None:
     return sum(found) if found and len(found) == len(budgets) else None
 
 
-def largest_input(plan: ResolvedPlan, variant: Variant) -> tuple[int, int]:
-    """(batch, seq_len) of the largest input in a variant; 1 where nothing is declared."""
-    sizes = []
-    for name in ("batch", "seq_len"):
-        bounds = variant.bounds.get(name) or plan.inputs.get(name)
-        fact = plan.facts.get(name)
-        sizes.append(bounds[1] if bounds else fact if isinstance(fact, int) else 1)
-    return sizes[0], sizes[1]
+def largest_inputs(unit: Unit) -> tuple[tuple[int, int], ...]:
+    """(batch, seq_len) of the largest inputs in a variant, the longest first; 1 where nothing is declared.
+
+    Where `tokens` bounds their product: as long as can be, and as many sequences as can be.
+    """
+    lows, highs = {}, {}
+    for name in ("batch", "seq_len", "tokens"):
+        bounds = unit.variant.bounds.get(name) or unit.plan.inputs.get(name)
+        fact = unit.plan.facts.get(name)
+        lows[name], highs[name] = bounds or ((fact, fact) if isinstance(fact, int) else (1, None))
+    batch = highs["batch"] or 1
+    longest = highs["seq_len"] or 1
+    seq = max(min(longest, unit.graph.limits.get("T", longest)), lows["seq_len"])
+    most = highs["tokens"]
+    if most is None or batch * seq <= most:
+        return ((batch, seq),)
+    long = max(1, min(seq, most // lows["batch"]))
+    many = max(1, min(batch, most // lows["seq_len"]))
+    return tuple(dict.fromkeys([(max(1, most // long), long), (many, max(1, most // many))]))
 
 
 def program_memory(program: RankProgram, programs: ProgramSet, largest: tuple[int, int]) -> Memory:
@@ -84,6 +99,8 @@ def program_memory(program: RankProgram, programs: ProgramSet, largest: tuple[in
     live, size, peak = {}, 0, 0
     skip = {held.name for held in cached(program)}
     for step in program.instructions:
+        if isinstance(step, Compute) and step.target == SLICE and step.args[0].name in skip:
+            skip.update(held.name for held in step.outs)  # a view of the cache
         if isinstance(step, Free):
             size -= sum(live.pop(name, 0) for name in step.names)
             continue
@@ -100,7 +117,7 @@ def cached(program: RankProgram) -> list[Held]:
     return [
         held
         for step in program.instructions
-        if isinstance(step, Compute) and step.target == "plancc.cache_append.default"
+        if isinstance(step, Compute) and step.target == CACHE
         for held in step.outs
     ]
 
@@ -123,13 +140,23 @@ def tree_size(tree: LocalTree, env: Mapping[sympy.Symbol, int]) -> int:
     if isinstance(tree, CutLeaf):
         size = size_of(tree.size, env)
         for part in tree.parts:
-            size = -(-size // part.count)
+            size = share_of(size, part)
         return size
     total = 1 if isinstance(tree, Prod) else 0
     for kid in tree.kids:
         inner = tree_size(kid, env)  # type: ignore[arg-type]
         total = total * inner if isinstance(tree, Prod) else total + inner
     return total
+
+
+def share_of(size: int, part: Part) -> int:
+    """The largest share of one rank; owners of cached positions also take turns at blocks of new ones."""
+    rule, _, first = part.rule.partition("+")
+    if first == "zigzag":
+        most = 2 * -(-size // (2 * part.count))
+    else:
+        most = -(-size // part.count)
+    return min(size, most + APPEND_BLOCK - 1) if rule == "owned" else most
 
 
 def size_of(size: Size, env: Mapping[sympy.Symbol, int]) -> int:
@@ -139,11 +166,14 @@ def size_of(size: Size, env: Mapping[sympy.Symbol, int]) -> int:
     return env[size] if size in env else int(size.subs(env))
 
 
-def over(report: Report, unit: Unit, program: RankProgram, memory: Memory, budget: int) -> None:
+def over(
+    report: Report, unit: Unit, program: RankProgram, memory: Memory,
+    given: tuple[int, int], budget: int,
+) -> None:  # fmt: skip
     """P602, with what takes the room."""
     mesh = unit.plan.meshes[mesh_of(program.stages[0].mesh)]
     setting = next((s for s in mesh.settings if s.name == "budget"), None)
-    batch, seq = largest_input(unit.plan, unit.variant)
+    batch, seq = given
     report.error(
         "P602",
         f"`{mesh.name}` needs {gigabytes(memory.total)} on each device, "

@@ -22,6 +22,7 @@ from plancc.passes.base import Pass, Unit
 from plancc.passes.chunk_attention import chunk_attention, chunk_depths
 from plancc.passes.check_facts import check_facts, named_hints
 from plancc.passes.check_programs import CheckPrograms
+from plancc.passes.check_rules import CheckRules
 from plancc.passes.derive_phases import NotCausal, derive_phase
 from plancc.passes.estimate_memory import EstimateMemory
 from plancc.passes.find_static import FindStatic
@@ -38,6 +39,7 @@ PIPELINE: tuple[Pass, ...] = (
     FindStatic(),
     AssignPlaces(),
     PlanLayouts(),
+    CheckRules(),
     InsertMoves(),
     OrderTransfers(),
     PartitionRanks(),

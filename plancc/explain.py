@@ -14,7 +14,7 @@ from plancc.passes.check_programs import LOCAL
 from plancc.passes.estimate_memory import (
     gigabytes,
     held_bytes,
-    largest_input,
+    largest_inputs,
     layout_elements,
     program_memory,
 )
@@ -52,7 +52,7 @@ def explain(compiled: Compiled) -> dict[str, Any]:
 def phase_facts(unit: Unit) -> dict[str, Any]:
     """Who lives where, the traffic and the memory of one phase and variant."""
     assert unit.programs is not None
-    largest = largest_input(unit.plan, unit.variant)
+    largest = largest_inputs(unit)[0]
     return {
         "phase": unit.graph.phase,
         "variant": unit.variant.index,
@@ -141,7 +141,7 @@ def traffic(unit: Unit) -> list[Traffic]:
 
 def sizes(unit: Unit) -> Mapping[Any, int]:
     """Numbers for B, T and P at the largest declared input, per micro-batch."""
-    batch, seq = largest_input(unit.plan, unit.variant)
+    batch, seq = largest_inputs(unit)[0]
     assert unit.programs is not None
     micro = -(-batch // max(1, min(unit.programs.microbatches, batch)))
     new = 1 if unit.graph.phase == "decode" else seq

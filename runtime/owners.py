@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from plancc.ir.layout import Part
+from plancc.ir.layout import APPEND_BLOCK, Part
 from plancc.runtime.dims import Ranges, length, merged, part_range
-
-APPEND_BLOCK = 16
-"""New positions that one rank takes before the next one's turn."""
 
 Key = tuple[str, str, int, int]
 

@@ -16,6 +16,10 @@ from plancc.ir.graph import Size
 from plancc.ir.shape import Leaf, Prod, Sum, Tree
 
 
+APPEND_BLOCK = 16
+"""New cached positions that one owner takes while decoding, before the next one's turn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One mesh axis, or a factor of it: a rank's index is `coord(axis) // stride % count`.
