@@ -17,7 +17,16 @@ from plancc.dsl.plan import ResolvedPlan
 from plancc.ir.graph import BATCH, PAST, TOKENS, Size
 from plancc.ir.layout import APPEND_BLOCK, CutLeaf, Layout, LocalTree, Part, Prod
 from plancc.ir.mesh import mesh_of
-from plancc.ir.program import Compute, Free, Held, ProgramSet, RankProgram, produced
+from plancc.ir.program import (
+    Compute,
+    Free,
+    Held,
+    ProgramSet,
+    RankProgram,
+    Recv,
+    Transfer,
+    produced,
+)
 from plancc.passes.base import Unit
 
 
@@ -109,7 +118,13 @@ def program_memory(program: RankProgram, programs: ProgramSet, largest: tuple[in
                 live[held.name] = held_bytes(held, env)
                 size += live[held.name]
         peak = max(peak, size)
-    return Memory(weights, cache, peak)
+    turns = min(programs.microbatches, batch) if takes_turns(program) else 1
+    return Memory(weights, cache, peak * turns)
+
+
+def takes_turns(program: RankProgram) -> bool:
+    """Whether micro-batches run by turns, so that all of them are under way at once."""
+    return any(isinstance(s, (Recv, Transfer)) and s.pause for s in program.instructions)
 
 
 def cached(program: RankProgram) -> list[Held]:
@@ -189,5 +204,7 @@ def over(
 
 
 def gigabytes(count: float) -> str:
-    """`17.7GB`."""
-    return f"{count / 1e9:.1f}GB" if count >= 1e8 else f"{count / 1e6:.1f}MB"
+    """`17.7GB`, `3.2MB`, `0.5kB`."""
+    if count >= 1e8:
+        return f"{count / 1e9:.1f}GB"
+    return f"{count / 1e6:.1f}MB" if count >= 1e5 or not count else f"{count / 1e3:.1f}kB"

@@ -209,12 +209,12 @@ def without_collection() -> Iterator[None]:
 def check_model(
     plan: ResolvedPlan, report: Report, model: str, model_args: Mapping[str, str]
 ) -> None:
-    """The checks of `plancc check --model`: everything up to the layouts of the forward phase."""
+    """The checks of `plancc check --model`: everything that compiling would find, caches included."""
     from plancc.models import load_model
     from plancc.passes.capture import capture
 
     try:
-        compile_graph(plan, capture(load_model(model, model_args).module), report, phases=("forward",))
+        compile_graph(plan, capture(load_model(model, model_args).module), report)
     except PlanError:
         return
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from plancc.compiler import Compiled
 from plancc.ir.graph import BATCH, PAST, TOKENS
-from plancc.ir.program import Collective, Transfer
+from plancc.ir.layout import Part
+from plancc.ir.program import Collective, Merge, Transfer, produced
 from plancc.passes.base import Unit
 from plancc.passes.check_programs import LOCAL
 from plancc.passes.estimate_memory import (
@@ -124,19 +125,31 @@ def traffic(unit: Unit) -> list[Traffic]:
     """Moves by layer block and kind; the bytes are those one rank puts in, for the largest input."""
     modules = Modules(unit.graph)
     env = sizes(unit)
-    found: dict[tuple[str, str, str], list[int]] = {}
+    held = {out.name: out for _, step in unit.instructions for out in produced(step)}
+    found: dict[tuple[str, str, str, int], int] = {}
     for _, step in unit.instructions:
         if isinstance(step, Collective) and step.kind not in LOCAL and step.move is not None:
             kind, axes = step.kind, "+".join(p.axis for p in step.parts)
             count = layout_elements(step.move.before, env) * step.out.dtype.itemsize
+        elif isinstance(step, Merge):
+            kind, axes = "merge", part_text(step.part)
+            count = layout_elements(held[step.operand].layout, env) * step.out_rows.dtype.itemsize
         elif isinstance(step, Transfer):
             kind, axes = "transfer", f"{step.edge.source} -> {step.edge.target}"
             count = held_bytes(step.out, env)
         else:
             continue
-        key = (fold(step.origin.path, modules), kind, axes)
-        found.setdefault(key, []).append(count)
-    return [Traffic(w, k, a, len(b), b[0]) for (w, k, a), b in found.items()]
+        key = (fold(step.origin.path, modules), kind, axes, count)
+        found[key] = found.get(key, 0) + 1
+    return [Traffic(w, k, a, times, size) for (w, k, a, size), times in found.items()]
+
+
+def part_text(part: Part) -> str:
+    """`sp`, or `sp: 8 side by side`, `sp: 4 apart by 8` for a factor of an axis."""
+    if part.whole_axis:
+        return part.axis
+    how = f"apart by {part.stride}" if part.stride > 1 else "side by side"
+    return f"{part.axis}: {part.count} {how}"
 
 
 def sizes(unit: Unit) -> Mapping[Any, int]:
@@ -178,9 +191,10 @@ def phase_lines(phase: Mapping[str, Any]) -> list[str]:
         lines.append(f"  {row['on']:<18} {row['split']:<28} {text}")
     given = phase["input"]
     lines.append(f"  traffic of one step (batch {given['batch']}, seq_len {given['seq_len']})")
+    wide = max((len(row["axes"]) for row in phase["traffic"]), default=0)
     for row in phase["traffic"]:
         lines.append(
-            f"    {row['count']:>4} x {row['kind']:<15} over {row['axes']:<12} "
+            f"    {row['count']:>4} x {row['kind']:<15} over {row['axes']:<{wide}} "
             f"{gigabytes(row['bytes']):>10} each  {row['where']}"
         )
     lines.append("  memory of the fullest rank")
