@@ -27,6 +27,10 @@ class Event:
     size: int
     detail: str = ""
 
+    def json(self) -> dict[str, object]:
+        """Plain data."""
+        return {"step": self.step, "what": self.what, "pool": self.size, "detail": self.detail}
+
     def __str__(self) -> str:
         text = f"step {self.step}: {self.what} {self.detail}".rstrip()
         return f"{text} (pool {self.size})"
@@ -100,6 +104,12 @@ class Server:
         self._clock = clock
         self._steps = self._batches = self._losses = self._size = 0
         self._stale = True  # whether the ranks that take part are not (or no longer) these
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.close()
 
     @property
     def available(self) -> int:
