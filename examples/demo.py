@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ MODEL = [
 
 def plancc(*words: str) -> None:
     """Show a command, run it, stop at a failure."""
-    print("\n$ plancc " + " ".join(words), flush=True)
+    print("\n$ plancc " + shlex.join(words), flush=True)
     subprocess.run([sys.executable, "-m", "plancc", *words], check=True)
 
 

@@ -77,8 +77,9 @@ def main() -> None:
         built = plancc.compile(PLAN, f"hf:{folder}", f"{out}/encoder", sets={"tp": str(args.tp)})
         outputs = built.load().forward(input_ids=ids, attention_mask=mask)
     many = similarities(outputs["last_hidden_state"], mask)
-    from transformers import AutoModel
+    from transformers import AutoModel, logging
 
+    logging.disable_progress_bar()
     model = AutoModel.from_pretrained(folder).eval()
     with torch.no_grad():
         one = similarities(model(ids, attention_mask=mask).last_hidden_state, mask)
