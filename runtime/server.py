@@ -190,7 +190,7 @@ class Server:
         if held and self.leases.wanted(self.name, self.leases.patience):
             return False
         claim = self._claim([*self._running, batch])
-        if not held or claim <= self._claim(self._running):
+        if not held or claim <= max(held, self._claim(self._running)):
             return True
         if self.leases.ask(self.name, held, claim):
             return True
