@@ -83,6 +83,8 @@ def run_artifact(args: argparse.Namespace, folder: Path) -> int:
         "tps": args.batch / found["tpot_s"] if found["tpot_s"] else None,
         "weights": artifact.manifest["weights"]["kind"],
     }  # fmt: skip
+    if "events" in found:
+        facts["events"] = found["events"]
     if args.check:
         facts["matches_reference"] = matches(args, artifact, ids, found["tokens"])
     show(args, facts)
@@ -98,6 +100,10 @@ def generate(args: argparse.Namespace, artifact: Any, ids: Any) -> dict[str, Any
     if under_torchrun():
         with Deployment(artifact).this_rank(args.backend) as rank:
             return rank.generate(ids, args.new_tokens).json()
+    if args.backend == "gloo" and len(artifact.manifest.get("pools", {})) == 1:
+        from plancc.runtime.elastic import generate as elastic
+
+        return elastic(artifact, ids, args.new_tokens, args.time_limit)
     from plancc.runtime.launch import launch
 
     payload = {
@@ -148,6 +154,8 @@ def show(args: argparse.Namespace, facts: dict[str, Any]) -> None:
         f"-- {facts['ranks']} ranks ({facts['backend']}), first token after "
         f"{facts['ttft_s']:.2f} s, then {facts['tpot_s'] * 1000:.0f} ms a token{tps}"
     )
+    for event in facts.get("events", ()):
+        print(f"-- step {event['step']}: {event['what']} {event['detail']} (pool {event['pool']})")
     if facts["weights"] == "seed":
         print("-- weights come from seed 0 (no --weights given): the text means nothing")
     if "matches_reference" in facts:
