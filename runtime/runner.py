@@ -100,7 +100,7 @@ class Runner:
         def start(index: int) -> Any:
             lo, hi = bounds[index]
             view.batch, view.tokens, view.past = hi - lo, tokens, sequence.past
-            given = [inputs[name][lo:hi] for name in program["inputs"]]
+            given = [inputs[name][lo:hi].to(view.device) for name in program["inputs"]]
             return step(view, comm, weights, sequence.caches[index], *given)
 
         found: dict[str, list[Tensor | None]] = {}

@@ -41,6 +41,8 @@ SHORT: Mapping[torch.dtype, str] = {
     torch.int64: "i64", torch.int32: "i32", torch.bool: "bool",
 }  # fmt: skip
 INDENT = "    "
+FACTORIES = frozenset("arange full zeros ones empty eye linspace scalar_tensor".split())
+"""Operators that make tensors out of nothing: on the rank's own device."""
 RESERVED = frozenset(
     {*keyword.kwlist, "r", "comm", "w", "kv", "B", "T", "P", "aten", "ops", "torch", "step"}
 )
@@ -125,7 +127,9 @@ class _Emitter:
 
     def compute(self, call: Compute) -> None:
         args = [self.argument(a) for a in call.args]
-        args += [f"{k}={self.argument(v)}" for k, v in call.kwargs.items()]
+        args += [f"{k}={self.argument(v)}" for k, v in call.kwargs.items() if k != "device"]
+        if call.target.split(".")[1] in FACTORIES:
+            args.append("device=r.device")
         outs = ", ".join(held.name for held in call.outs)
         notes = "; ".join(self.note(held) for held in call.outs)
         if call.target == "plancc.cache_append.default":
