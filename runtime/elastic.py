@@ -28,7 +28,7 @@ from plancc.runtime.launch import GRACE, TICK, RankTraceback, ending, forking
 from plancc.runtime.leases import Leases
 from plancc.runtime.pools import Guards
 from plancc.runtime.server import Limits, Server
-from plancc.runtime.transport import FINISHED
+from plancc.runtime.transport import COMPUTE, FINISHED
 from plancc.runtime.watch import Watch
 from plancc.runtime.worker import WorkerStart, main
 
@@ -92,6 +92,9 @@ class GlooCrew:
 
     def step(self, number: int, phase: str, tokens: Rows, variant: int) -> list[int]:
         """One step of a sequence, on all members."""
+        assert self.beacons is not None
+        for rank in self.members:  # who does not even begin is to be found too
+            self.beacons.write(rank, -self._number - 2, self.beacons.read(rank).instruction, COMPUTE)
         found = self._ask(
             self.members, "step", sequence=number, phase=phase, tokens=tokens, variant=variant
         )

@@ -60,6 +60,7 @@ class Batch:
     end: int
     cached: bool = False
     holds: int = 0
+    variant: int = -1
 
     @property
     def load(self) -> Load:
@@ -233,13 +234,13 @@ class Server:
         """Take one step of a batch."""
         self._settle()
         load = batch.load
-        if not choice.guarded and choice.size != batch.holds:
+        if not choice.guarded and choice.variant != batch.variant:
             self._tell("fell back", f"to variant {choice.variant} at seq_len = {load.seq_len}")
         given = [row[-1:] if batch.cached else row for row in batch.rows]
         tokens = self.crew.step(batch.number, load.phase, given, choice.variant)
         self._steps += 1
         now = self._clock()
-        batch.cached, batch.holds = True, choice.size
+        batch.cached, batch.holds, batch.variant = True, choice.size, choice.variant
         for row, token in zip(batch.rows, tokens, strict=True):
             row.append(token)
         for request, token in zip(batch.requests, tokens, strict=False):

@@ -66,6 +66,7 @@ class _Worker:
         self.seat: Seat | None = None
         self.transport: EpochTransport | None = None
         self.beacons: Beacons | None = None
+        self.beacon: Beacon | None = None
         self.over: dict[int, threading.Event] = {}  # the latest epoch: set once it is abandoned
         self.commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         threading.Thread(target=self._read, name="commands", daemon=True).start()
@@ -89,10 +90,11 @@ class _Worker:
             self.seat = Seat(artifact, open_weights(artifact), self.start.rank)
         world, scratch = self.seat.artifact.world, Path(self.start.scratch)
         self.beacons = Beacons(scratch / f"beacons-{told['epoch']}", world)
+        self.beacon = Beacon(self.beacons, self.start.rank)
         store = dist.FileStore(str(scratch / f"store-{told['epoch']}"), len(told["members"]))
         self.transport = EpochTransport(
             self.start.rank, world, store, self.over[told["epoch"]],
-            members=tuple(told["members"]), beacon=Beacon(self.beacons, self.start.rank),
+            members=tuple(told["members"]), beacon=self.beacon,
             time_limit=LONGEST,
         )  # fmt: skip
         self.seat.join(self.transport)
@@ -132,8 +134,8 @@ class _Worker:
 
     def _idle(self) -> None:
         """Show that this rank has arrived at the end of a command."""
-        assert self.beacons is not None and self.transport is not None
-        self.transport.set_position(0, FINISHED)
+        assert self.beacon is not None
+        self.beacon.stand(self.beacon.instruction, FINISHED)
 
     def _read(self) -> None:
         try:
