@@ -29,7 +29,7 @@ UNSUPPORTED: dict[tuple[str, str], str] = {
     ("place", "recompute"): "recomputation",
     ("pipeline", "recompute"): "recomputation",
     ("pipeline", "virtual"): "virtual stages",
-    ("option", "layout"): "a layout other than contiguous",
+    ("option", "layout"): "a layout other than contiguous (keys: or zigzag)",
     ("option", "assign"): "assignment of requests",
     ("option", "exchange"): "a choice of exchange",
     ("option", "spare"): "spare experts",
@@ -83,10 +83,15 @@ def _rule_features(rule: Job | Combine | Share | Setting) -> Iterator[tuple[str,
         for dim, span in zip(rule.dims, rule.dim_spans, strict=True):
             yield "dim", dim, span
         for name, value in rule.options.items():
-            if (name, value) != ("layout", "contiguous"):
+            if name != "layout" or not _layout_runs(rule, str(value)):
                 yield "option", name, rule.span
     else:
         yield "rule", "combine" if isinstance(rule, Combine) else "share", rule.span
+
+
+def _layout_runs(rule: Job, layout: str) -> bool:
+    """Whether positions can be laid out so: in one piece, or keys in a zigzag."""
+    return layout == "contiguous" or (layout == "zigzag" and rule.dims == ("kv_seq",))
 
 
 def _setting_features(place: str, settings: Iterable[Setting]) -> Iterator[tuple[str, str, Span]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from plancc.dsl.diagnostics import Report
-from plancc.dsl.plan import Combine, Share
+from plancc.dsl.plan import Combine, Place, Share
 from plancc.ir.mesh import mesh_of
 from plancc.passes.base import Unit
 from plancc.passes.match_targets import CACHE
@@ -31,12 +31,12 @@ class CheckRules:
             for node in unit.graph.nodes
             if node.target == CACHE and node.name in unit.places
         }
-        for rule in active_rules(unit):
+        for place, rule in active_rules(unit):
             if isinstance(rule, Combine) and rule.by != "logsumexp":
                 report.error(
                     "P316", f"attention is combined by logsumexp, not by {rule.by}", rule.span
                 )
-            elif isinstance(rule, Combine) and id(rule) not in used:
+            elif isinstance(rule, Combine) and id(rule) not in used and not alone(unit, place, rule):
                 report.error(
                     "P316", "there is nothing to combine here", rule.span,
                     label="no attention of this target has its keys cut over an axis",
@@ -50,10 +50,18 @@ class CheckRules:
         return unit
 
 
-def active_rules(unit: Unit) -> Iterator[Combine | Share]:
-    """The combine and share rules that hold in the unit's variant."""
+def alone(unit: Unit, place: Place, rule: Combine) -> bool:
+    """Whether the axes of a combine have one rank each in this variant (a pool that has yet to grow)."""
+    chosen = unit.variant.index
+    names = [n for (mesh, v), n in unit.world.names.items() if v == chosen and place.mesh in (mesh, None)]
+    sizes = [unit.world.grids[n].sizes[a] for n in names for a in rule.axes if a in unit.world.grids[n].sizes]
+    return bool(sizes) and set(sizes) == {1}
+
+
+def active_rules(unit: Unit) -> Iterator[tuple[Place, Combine | Share]]:
+    """The combine and share rules that hold in the unit's variant, with their places."""
     for place in unit.plan.places:
         if place.guard is None or unit.variant.guards.get(place.guard.text, True):
             for rule in place.rules:
                 if isinstance(rule, (Combine, Share)):
-                    yield rule
+                    yield place, rule

@@ -68,11 +68,12 @@ class Artifact:
 
     def refuses(self, batch: int, prompt: int, new_tokens: int) -> str | None:
         """Why the declared ranges do not admit a generation; None if they do."""
-        sizes = {"batch": batch, "seq_len": prompt + new_tokens}
+        seq_len = prompt + new_tokens
+        sizes = {"batch": batch, "seq_len": seq_len, "tokens": batch * seq_len}
         for name, value in sizes.items():
             known = self.manifest["inputs"].get(name)
             if known and not known[0] <= value <= known[1]:
-                detail = f" ({prompt} + {new_tokens} new tokens)" if name == "seq_len" else ""
+                detail = f" ({prompt} + {new_tokens} new tokens)" if name != "batch" else ""
                 return f"{name} = {value}{detail} is outside {known[0]}..{known[1]}, the plan's range"
         longest = self.manifest["limits"].get("T")
         if longest is not None and prompt + new_tokens > longest:
@@ -81,6 +82,12 @@ class Artifact:
                 "that the model has"
             )
         return None
+
+    def admit(self, batch: int, prompt: int, new_tokens: int) -> None:
+        """Raise ArtifactError where `refuses` has a reason."""
+        problem = self.refuses(batch, prompt, new_tokens)
+        if problem:
+            raise ArtifactError(problem)
 
     def step(self, file: str) -> Callable[..., dict[str, Any]]:
         """The `step` function of one program file."""

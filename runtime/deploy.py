@@ -51,7 +51,11 @@ class Deployment:
     def generate(
         self, ids: Tensor, new_tokens: int, on_token: Callable[[Tensor], None] | None = None
     ) -> Generated:
-        """Greedy continuation of `ids` [B, T]; `on_token` sees each new token [B]."""
+        """Greedy continuation of `ids` [B, T]; `on_token` sees each new token [B].
+
+        Raises ArtifactError, before anything runs, for lengths that the plan or the model does not admit.
+        """
+        self.artifact.admit(ids.shape[0], ids.shape[1], new_tokens)
 
         def one(handle: RankHandle) -> Generated:
             return handle.generate(ids, new_tokens, on_token if handle.number == 0 else None)
@@ -109,7 +113,8 @@ class RankHandle:
     def generate(
         self, ids: Tensor, new_tokens: int, on_token: Callable[[Tensor], None] | None = None
     ) -> Generated:
-        """Greedy generation with the other ranks."""
+        """Greedy generation with the other ranks; ArtifactError as in `Deployment.generate`."""
+        self.artifact.admit(ids.shape[0], ids.shape[1], new_tokens)
         return generate(self._running(), ids, new_tokens, on_token)
 
     def _running(self) -> Runner:

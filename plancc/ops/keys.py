@@ -8,19 +8,33 @@ import torch
 from torch import Tensor
 
 from plancc.ops.blocks import attend_block
-from plancc.ops.merge import merge
+from plancc.ops.merge import add_sinks, merge
 
 
 def attention_over_keys(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, scale: float,
-    causal: bool = False, window: int = 0, softcap: float = 0.0, q_start: int = 0,
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, sinks: Tensor | None = None, *,
+    scale: float, causal: bool = False, window: int = 0, softcap: float = 0.0, q_start: int = 0,
     keys: Sequence[tuple[int, int]] = (),
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Attend q [B, H, Tq, D] at positions q_start.. to k, v [B, K, Tk, D] at the positions `keys`.
 
-    `keys` are ascending (lo, hi) ranges of Tk positions in all. Returns out [B, H, Tq, Dv] and the
-    natural logsumexp [B, H, Tq]; a query that sees none of the keys has out 0 and logsumexp -inf.
+    `keys` are ascending (lo, hi) ranges of Tk positions in all. `sinks` [H] count where position 0
+    lies, so once over all ranks. Returns out [B, H, Tq, Dv] and the natural logsumexp [B, H, Tq]; a
+    query that sees none of the keys has out 0 and logsumexp -inf.
     """
+    out, rows = over_ranges(
+        q, k, v, mask, scale=scale, causal=causal, window=window, softcap=softcap, q_start=q_start,
+        keys=keys,
+    )  # fmt: skip
+    first = bool(keys) and keys[0][0] == 0
+    return add_sinks(out, rows, sinks) if sinks is not None and first else (out, rows)
+
+
+def over_ranges(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float, causal: bool,
+    window: int, softcap: float, q_start: int, keys: Sequence[tuple[int, int]],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Do `attention_over_keys` without sinks: at once where all is visible, else range by range."""
     last = keys[-1][1] - 1 if keys else -1
     first = keys[0][0] if keys else 0
     seen = not causal or last <= q_start

@@ -193,7 +193,7 @@ UNSUPPORTED = {
              "a comm line for tensors", "a choice of collective",
              "prefetching", "freeing of parameters", "recomputation"},
     "deepseek_ep": {"expert routing with split tokens", "balancing of experts", "spare experts",
-                    "a choice of collective", "a wire type", "a layout other than contiguous"},
+                    "a choice of collective", "a wire type", "a layout other than contiguous (keys: or zigzag)"},
     "tp8_pp2": set(),
 }  # fmt: skip
 
