@@ -72,7 +72,7 @@ class GlooCrew:
         return {rank: worker.process.pid for rank, worker in self._workers.items()}
 
     def resize(self, size: int, sequences: Sequence[int]) -> None:
-        """Open an epoch of the base and the first `size` pool ranks; newcomers learn of `sequences`."""
+        """Open an epoch of the base and `size` pool ranks; newcomers learn of `sequences`."""
         wanted = tuple(sorted((*self._guards.base, *self._guards.pool[:size])))
         self._look_after(tuple(self._workers))
         for rank in set(self._workers) - set(wanted):
@@ -94,7 +94,8 @@ class GlooCrew:
         """One step of a sequence, on all members."""
         assert self.beacons is not None
         for rank in self.members:  # who does not even begin is to be found too
-            self.beacons.write(rank, -self._number - 2, self.beacons.read(rank).instruction, COMPUTE)
+            at = self.beacons.read(rank).instruction
+            self.beacons.write(rank, -self._number - 2, at, COMPUTE)
         found = self._ask(
             self.members, "step", sequence=number, phase=phase, tokens=tokens, variant=variant
         )
@@ -205,8 +206,8 @@ class GlooCrew:
 
     def _answers(self, waiting: set[int], midway: bool) -> list[dict[str, Any]]:
         """Wait a tick for answers to the present command. Raises for a process that has ended."""
-        pipes = {self._workers[rank].pipe: rank for rank in waiting}
-        sentinels = {worker.process.sentinel: rank for rank, worker in self._workers.items()}
+        pipes: dict[Any, int] = {self._workers[rank].pipe: rank for rank in waiting}
+        sentinels: dict[Any, int] = {w.process.sentinel: r for r, w in self._workers.items()}
         found, gone = [], []
         for ready in wait([*pipes, *sentinels], TICK):
             if ready in sentinels:
@@ -257,7 +258,7 @@ class GlooCrew:
     def _lose(
         self, ranks: Sequence[int], midway: bool, reasons: Mapping[int, str] | None = None
     ) -> None:
-        """Bury processes, have all others abandon the epoch, and raise WorkersLost or RankFailure."""
+        """Bury processes, have the others abandon the epoch; raises WorkersLost, RankFailure."""
         lost: dict[int, str] = {}
         for rank in dict.fromkeys(ranks):
             lost[rank] = self._bury(rank, (reasons or {}).get(rank))
@@ -303,11 +304,11 @@ class GlooCrew:
 
 def open_server(
     artifact: Artifact, *, time_limit: float = 60.0, leases: Leases | None = None,
-    name: str = "base", limits: Limits | None = None,
+    name: str = "base", limits: Limits | None = None, start_limit: float = 120.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Server:  # fmt: skip
     """A server on processes of this host; close it, or use it as a context manager."""
-    crew = GlooCrew(artifact, Guards(artifact), time_limit=time_limit)
+    crew = GlooCrew(artifact, Guards(artifact), time_limit=time_limit, start_limit=start_limit)
     return Server(artifact, crew, name=name, leases=leases, limits=limits, clock=clock)
 
 

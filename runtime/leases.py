@@ -103,7 +103,7 @@ class Leases:
             return tuple(back)
 
     def retire(self, who: str, device: int) -> None:
-        """Count a device that `who` holds as lost for good; asks for more than is left are dropped."""
+        """Count a device that `who` holds as lost; asks for more than is left are dropped."""
         with self._changed:
             self._held[who].remove(device)
             self._claims = {name: min(n, self.total) for name, n in self._claims.items()}

@@ -62,7 +62,7 @@ class Guards:
         self.base = tuple(rank for rank in range(artifact.world) if rank not in self.pool)
         place = {rank: index + 1 for index, rank in enumerate(self.pool)}
         self.sizes = {
-            int(variant): max((place.get(rank, 0) for rank in artifact.grids[grid].ranks), default=0)
+            int(variant): max(place.get(rank, 0) for rank in artifact.grids[grid].ranks)
             for variant, grid in found["grids"].items()
         }
         self.rows = [
@@ -70,7 +70,7 @@ class Guards:
         ]
 
     def choose(self, load: Load, available: int | None = None) -> Choice | None:
-        """The variant for a step; where `available` ranks are too few, the best of the smaller ones.
+        """The variant for a step; if too few ranks are `available`, the largest that fits.
 
         None if the plan's ranges do not admit the step, or no variant can do with so few.
         """
@@ -92,7 +92,7 @@ class Guards:
         return self.sizes.get(variant, 0)
 
     def most(self, batch: int, first: int, last: int) -> int:
-        """The largest pool that a batch can need while it grows from `first` to `last` positions."""
+        """The largest pool that a batch needs as it grows from `first` to `last` positions."""
         spans = {
             "batch": (batch, batch), "seq_len": (first, last),
             "tokens": (batch * first, batch * last),
@@ -127,7 +127,7 @@ class PoolManager:
     def decide(
         self, loads: Iterable[Load], available: int | None = None, *, hurry: bool = False
     ) -> int:
-        """How many devices to hold now; `hurry` gives back at once (someone else waits for them)."""
+        """How many devices to hold now; `hurry` gives back at once, for others to have them."""
         now, needed = self._clock(), self.need(loads, available)
         self._needed[:needed] = [now] * needed
         while len(self._needed) > needed and (

@@ -71,7 +71,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How a server behaves: batches at once, deaths until a device is given up, seconds of patience."""
+    """Batches at once, lost ranks until devices are given up, seconds to wait for devices."""
 
     at_once: int = 4
     restarts: int = 3
@@ -153,7 +153,7 @@ class Server:
 
     def tick(self) -> None:
         """Give back what has lingered; call it from time to time while nothing runs."""
-        if self._stale and not self._running:
+        if self._stale and not self._running and not self._size:
             return
         try:
             self._settle()
@@ -227,7 +227,8 @@ class Server:
             sizes = ", ".join(f"{name} = {value}" for name, value in load.env.items())
             return ArtifactError(f"{sizes} is outside the range that the plan declares")
         reason = f"has no devices for {load.phase} at seq_len = {load.seq_len}"
-        detail = f"{self.available} are left of pool {self.guards.name}, and no variant does with so few"
+        left = f"{self.available} are left of pool {self.guards.name}"
+        detail = f"{left}, and no variant does with so few"
         return RankFailure(self.guards.base[0], None, None, reason, detail)
 
     def _advance(self, batch: Batch, choice: Choice) -> None:

@@ -91,6 +91,7 @@ class _Worker:
         world, scratch = self.seat.artifact.world, Path(self.start.scratch)
         self.beacons = Beacons(scratch / f"beacons-{told['epoch']}", world)
         self.beacon = Beacon(self.beacons, self.start.rank)
+        self.beacon.wait(None, set(told["members"]) - {self.start.rank})
         store = dist.FileStore(str(scratch / f"store-{told['epoch']}"), len(told["members"]))
         self.transport = EpochTransport(
             self.start.rank, world, store, self.over[told["epoch"]],

@@ -1,4 +1,4 @@
-"""Artifacts for the tests of elastic runs: a small model, a base of two ranks and a pool of up to four."""
+"""Artifacts for the tests of elastic runs: a small model, a base of two ranks, a small pool."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ when seq_len > long {{
 def compile_pool(folder, tp=2, sizes=(2, 4)):
     """Compile the plan with a pool that takes these sizes above 8, 16, 32 tokens."""
     steps = "\n  ".join(
-        f"sp = {size} when seq_len > {factor} * long" for size, factor in zip(sizes, (1, 2, 4))
+        f"sp = {size} when seq_len > {2**double} * long" for double, size in enumerate(sizes)
     )
     text = PLAN.format(tp=tp, devices=tp + max(sizes), most=max(sizes), steps=steps)
     plan = folder / "pool.plan"

@@ -1,4 +1,4 @@
-"""How many pool devices a run holds, leases that two base groups share, and a queue on local ranks."""
+"""Sizes of a pool, leases that two base groups share, and a queue on local ranks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Clock:
 
 
 def plain_artifact(pools=1):
-    """The manifest of a plan with base ranks 0..1, sizes 0, 3, 8 by length, and 4 for big batches."""
+    """A plan with base ranks 0..1, pool sizes 0, 3, 8 by length, and 4 for big batches."""
     boxes = {0: (1, 8), 1: (9, 16), 2: (17, 64)}
     rows = [
         {
@@ -154,7 +154,7 @@ def test_leases_neither_deadlock_nor_starve(count, sessions, random):
     devices = range(count)
     leases = Leases(devices, patience=5.0, clock=clock)
     names = [f"base {i}" for i in range(len(sessions))]
-    left = {name: [sorted(job) for job in jobs] for name, jobs in zip(names, sessions)}
+    left = {name: [sorted(job) for job in jobs] for name, jobs in zip(names, sessions, strict=True)}
     at = dict.fromkeys(names, 0)
     rounds = 0
     while any(left.values()):
@@ -248,7 +248,8 @@ def test_the_manifest_tells_of_the_pool(artifact):
     guards = Guards(artifact)
     assert artifact.manifest["pools"]["fa"]["linger"] == 20.0
     assert (guards.base, guards.pool, guards.linger) == ((0, 1), (2, 3, 4, 5), 20.0)
-    assert [guards.choose(Load("prefill", 1, n)).size for n in (8, 9, 16, 17, 96)] == [0, 2, 2, 4, 4]
+    sizes = [guards.choose(Load("prefill", 1, n)).size for n in (8, 9, 16, 17, 96)]
+    assert sizes == [0, 2, 2, 4, 4]
 
 
 def test_the_pool_grows_in_the_middle_of_a_generation(artifact):
@@ -310,8 +311,11 @@ def test_what_the_plan_does_not_admit_is_refused(artifact):
 class Fragile(LocalCrew):
     """Loses ranks at chosen calls of `step`."""
 
-    losses = {}
     steps = 0
+
+    def __init__(self, artifact, losses):
+        super().__init__(artifact, Guards(artifact))
+        self.losses = losses
 
     def step(self, number, phase, tokens, variant):
         self.steps += 1
@@ -326,9 +330,7 @@ class Fragile(LocalCrew):
 
 
 def fragile(artifact, losses, **options):
-    crew = Fragile(artifact, Guards(artifact))
-    crew.losses = losses
-    server = Server(artifact, crew, **options)
+    server = Server(artifact, Fragile(artifact, losses), **options)
     for ids, count in zip(prompts(5, 14), (14, 6), strict=True):
         server.submit(ids, count)
     return server
