@@ -1,6 +1,6 @@
-"""What the tests of lowering share: small models by name, plans from text, artifacts, tokens, errors.
+"""What the tests of lowering share: small models, plans from text, artifacts, tokens.
 
-Models are captured once a process; everything is computed in float64, where 1e-10 and equal tokens mean right.
+Models are captured once a process; all is computed in float64, where 1e-10 means right.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -59,7 +59,7 @@ def moe(**sizes: int) -> nn.Module:
     return randomise(example_models().moe(**{**small, **sizes}))
 
 
-@lru_cache(maxsize=None)
+@cache
 def captured(model: str, sizes: tuple[tuple[str, int], ...] = ()) -> Graph:
     """The forward graph of "dense", "moe" (with sizes) or a model of the zoo."""
     makers: Mapping[str, Callable[..., nn.Module]] = {"dense": dense, "moe": moe}
@@ -96,7 +96,14 @@ def lower(
         raise PlanError(report.diagnostics)
     compiled = compile_graph(resolved, graph, report, **options)  # type: ignore[arg-type]
     folder = Path(tempfile.mkdtemp(dir=SCRATCH.name)) / "artifact"
-    write_artifact(folder, resolved, compiled.world, compiled.sets, graph, {"weights": {"kind": "seed", "seed": 0}})
+    write_artifact(
+        folder,
+        resolved,
+        compiled.world,
+        compiled.sets,
+        graph,
+        {"weights": {"kind": "seed", "seed": 0}},
+    )
     return Lowered(compiled, load_artifact(folder))
 
 
@@ -106,7 +113,9 @@ def tokens_of_ranks(lowered: Lowered, ids: Tensor, count: int) -> list[Generated
     source = Loaded(random_params(graph, torch.float64), buffers_of(graph, torch.float64))
 
     def one(transport) -> Generated:
-        return generate(Runner(lowered.artifact, transport, source, dtype=torch.float64), ids, count)
+        return generate(
+            Runner(lowered.artifact, transport, source, dtype=torch.float64), ids, count
+        )
 
     return run_local(lowered.artifact.world, one)
 
@@ -130,5 +139,9 @@ def prompt(graph: Graph, batch: int = 2, tokens: int = 5) -> Tensor:
 
 def explain_failure(result: VerifyResult) -> str:
     """Why a verification failed, on a few lines."""
-    bad = [f"{v.phase} ({v.guard}): {v.max_rel_error:.2g} {v.message}" for v in result.variants if not v.ok]
+    bad = [
+        f"{v.phase} ({v.guard}): {v.max_rel_error:.2g} {v.message}"
+        for v in result.variants
+        if not v.ok
+    ]
     return "\n".join([*bad, str(result.first_divergence or "")])

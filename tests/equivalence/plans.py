@@ -1,4 +1,4 @@
-"""Plans of the acceptance matrix as text, with the names that each family of models gives its modules."""
+"""Plans of the acceptance matrix as text, with the module names of each family of models."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def experts(size: int, name: str) -> str:
     return (
         HEAD + grid(("tp", size), name="attn") + grid(("ep", size), name="sparse")
         + "place ** on attn\n" + VOCAB + "place $attn { split heads over tp }\n"
-        + f"place layers.*.{name}.experts on sparse {{ split experts over ep (block = balanced) }}\n"
+        + f"place layers.*.{name}.experts on sparse "
+        + "{ split experts over ep (block = balanced) }\n"
     )  # fmt: skip
 
 
@@ -94,7 +95,9 @@ def matrix() -> dict[str, tuple[str, str, tuple[tuple[str, int], ...]]]:
         "tp6": (tp(6), ["llama", "gpt2", "qwen3_moe"]),
         "dp_tp": (dp_tp(2, 2), ["dense", "moe", "llama", "qwen3", "gpt2", "mixtral", "qwen3_moe"]),
         "uneven_batch": (dp_tp(3, 1), ["dense", "mixtral"]),
-        "sequence": (sequence(3), ["dense", "moe", "llama", "qwen3", "gpt2", "mixtral", "qwen3_moe", "phi"]),
+        "sequence": (
+            sequence(3), ["dense", "moe", "llama", "qwen3", "gpt2", "mixtral", "qwen3_moe", "phi"]
+        ),
         "chain": (chain(2, 3), ["dense", "moe", "llama", "qwen3", "gpt2", "mixtral", "qwen3_moe"]),
     }  # fmt: skip
     found = {f"{p}-{m}": (t, m, ()) for p, (t, models) in plans.items() for m in models}
@@ -103,7 +106,11 @@ def matrix() -> dict[str, tuple[str, str, tuple[tuple[str, int], ...]]]:
             found[f"experts{size}-{model}"] = (experts(size, name), model, ())
     for model in ("dense", "moe", "llama", "qwen3", "gpt2", "mixtral", "qwen3_moe"):
         names = NAMES[model]
-        found[f"pp-{model}"] = (HEAD + grid(("pp", 2)) + "place ** on base\n" + stages(names, 2), model, ())
+        found[f"pp-{model}"] = (
+            HEAD + grid(("pp", 2)) + "place ** on base\n" + stages(names, 2),
+            model,
+            (),
+        )
         found[f"dp_pp_tp-{model}"] = (three(names, 2, 2, 2, 2), model, ())
     sized = {
         "tp12_of_32_heads": (tp(12), dict(heads=32, hidden=128)),

@@ -1,4 +1,4 @@
-"""What a program must communicate, by plain arithmetic on its layouts: bytes by verb, all ranks together."""
+"""What a program must communicate, by plain arithmetic on its layouts: bytes by verb."""
 
 from __future__ import annotations
 

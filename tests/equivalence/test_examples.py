@@ -94,7 +94,9 @@ def test_a_batch_of_masked_sentences_by_the_api() -> None:
     mask[1, 4:] = 0
     found = Deployment(lowered.artifact, source).forward(input_ids=ids, attention_mask=mask)
     longer = torch.cat([ids, ids[:, :2]], 1), torch.cat([mask, torch.zeros_like(mask[:, :2])], 1)
-    again = Deployment(lowered.artifact, source).forward(input_ids=longer[0], attention_mask=longer[1])
+    again = Deployment(lowered.artifact, source).forward(
+        input_ids=longer[0], attention_mask=longer[1]
+    )
     first, second = (next(iter(out.values())) for out in (found, again))
     assert torch.allclose(first[0], second[0, :7], atol=1e-5)
     assert torch.allclose(first[1, :4], second[1, :4], atol=1e-5)
@@ -103,12 +105,15 @@ def test_a_batch_of_masked_sentences_by_the_api() -> None:
 
 def test_generation_by_the_api_is_checked_against_one_device(tmp_path) -> None:
     """compile -> load -> generate gives the tokens of verify.one_device."""
-    import plancc
     from lowered import EXAMPLES
+
+    import plancc
 
     args = dict(layers="2", hidden="32", heads="8", ffn="48", vocab="60", max_len="64")
     spec = f"{EXAMPLES / 'models.py'}:dense"
-    built = plancc.compile(EXAMPLES / "tp.plan", spec, tmp_path / "out", model_args=args, verify=False)
+    built = plancc.compile(
+        EXAMPLES / "tp.plan", spec, tmp_path / "out", model_args=args, verify=False
+    )
     ids = prompt(built.compiled.graph)
     found = built.load().generate(ids, 32).tokens.tolist()
     assert found == greedy_tokens(built.artifact, spec, args, ids, 32)

@@ -1,4 +1,4 @@
-"""The acceptance matrix: logits to 1e-10 and 32 equal greedy tokens, on every rank, against one device."""
+"""The acceptance matrix: logits to 1e-10 and 32 equal tokens on every rank, against one device."""
 
 from __future__ import annotations
 

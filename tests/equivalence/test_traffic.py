@@ -1,4 +1,4 @@
-"""How often a block communicates, and how many bytes, counted by the transports, not only planned."""
+"""How often a block communicates, and how many bytes, as counted by the transports."""
 
 from __future__ import annotations
 
@@ -26,12 +26,16 @@ def in_block(lowered: Lowered, block: str, phase: str = "forward") -> Counter[st
     return +found
 
 
-@pytest.mark.parametrize("model", ["dense", "moe", "llama", "qwen3", "gpt2", "mixtral", "qwen3_moe"])
+@pytest.mark.parametrize(
+    "model", ["dense", "moe", "llama", "qwen3", "gpt2", "mixtral", "qwen3_moe"]
+)
 def test_a_tensor_parallel_block_has_two_all_reduces(model: str) -> None:
     """One behind attention, one behind the mlp or the experts; in every phase."""
     lowered = lower(written(TP, model), captured(model))
     for phase in ("forward", "prefill", "decode"):
-        assert in_block(lowered, "h.1" if model == "gpt2" else "layers.1", phase) == {"all_reduce": 2}
+        assert in_block(lowered, "h.1" if model == "gpt2" else "layers.1", phase) == {
+            "all_reduce": 2
+        }
 
 
 @pytest.mark.parametrize("model", ["dense", "llama", "qwen3", "gpt2"])

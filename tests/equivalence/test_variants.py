@@ -31,7 +31,7 @@ PLANS = {
 @pytest.mark.parametrize("model", ["dense", "qwen3", "gpt2"])
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_generation_that_crosses_variants(plan: str, model: str) -> None:
-    """Every variant is right, the generation runs in several, and all ranks give one device's tokens."""
+    """Every variant is right, several run, and all ranks give one device's tokens."""
     graph = captured(model)
     lowered = lower(written(PLANS[plan], model), graph)
     result = lowered.verify()

@@ -1,4 +1,4 @@
-"""Plant faults: change the instructions of rank programs, the text of an artifact, or the weights read."""
+"""Plant faults: in the instructions of rank programs, an artifact's text, the weights read."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def caught(lowered: Lowered) -> bool:
 
 
 def swapped(old: Any, new: Any) -> Change:
-    """Programs with one instruction (compared by identity of value) replaced by another, or dropped."""
+    """Programs with one instruction replaced by another, or dropped."""
 
     def change(program: RankProgram) -> RankProgram:
         steps = (new if step == old else step for step in program.instructions)
@@ -93,7 +93,7 @@ def holders(lowered: Lowered, step: Instruction) -> list[int]:
 
 
 def edited(lowered: Lowered, file: str, old: str, new: str, *, seal: bool = True) -> Path:
-    """A copy of the artifact with the first `old` of a file replaced; with `seal`, hashes made good."""
+    """A copy of the artifact with one `old` of a file replaced; with `seal`, hashes made good."""
     folder = Path(tempfile.mkdtemp(dir=SCRATCH.name)) / "artifact"
     shutil.copytree(lowered.artifact.folder, folder)
     text = (folder / file).read_text()

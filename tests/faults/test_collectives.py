@@ -1,14 +1,14 @@
-"""Every collective that is forgotten, and every wrong group, is caught by the check or by verification."""
+"""Every forgotten collective and every wrong group is caught by check or verification."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 
 import pytest
 from lowered import Lowered, captured, lower
-from planting import caught, checked, collectives, holders, missing, planted, swapped
 from plans import HEAD, LLAMA, chain, dp_tp, experts, grid, sequence, three, tp, written
+from planting import caught, checked, collectives, holders, missing, planted, swapped
 
 from plancc.ir.layout import Part
 
@@ -27,7 +27,7 @@ PLANS = {
 }  # fmt: skip
 
 
-@lru_cache(maxsize=None)
+@cache
 def forward(plan: str) -> Lowered:
     """One of PLANS, the forward phase alone; sound before anything is planted."""
     text, model = PLANS[plan]
@@ -87,7 +87,9 @@ def test_collectives_in_another_order_are_caught() -> None:
     whole = holders(lowered, first)
 
     def reverse(program):
-        steps = [second if s == first else first if s == second else s for s in program.instructions]
+        steps = [
+            second if s == first else first if s == second else s for s in program.instructions
+        ]
         return replace(program, instructions=tuple(steps))
 
     assert checked(planted(lowered, reverse, whole[:1])) or len(whole) == 1

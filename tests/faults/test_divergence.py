@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import pytest
 from lowered import Lowered, captured, lower
-from planting import collectives, missing, planted, swapped, verified_with_shift
 from plans import LLAMA, chain, sequence, three, tp, written
+from planting import collectives, missing, planted, swapped, verified_with_shift
 
 from plancc.ir.program import Collective
 
@@ -32,7 +32,7 @@ FORGOTTEN = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def lowered(plan: str, phase: str = "forward") -> Lowered:
     """One of PLANS, one phase."""
     text, model = PLANS[plan]
@@ -47,7 +47,7 @@ def forgotten(plan: str, kind: str, module: str) -> Collective:
 
 @pytest.mark.parametrize("case", FORGOTTEN)
 def test_the_first_wrong_value_is_named(case: str) -> None:
-    """A forgotten collective: its own result, the plan line that made it necessary, a rank of its stage.
+    """A forgotten collective: its own result, the plan line behind it, a rank of its stage.
 
     A bias has no value on one device: there it is the sum that it spoils.
     """

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache
 
 import pytest
 from lowered import Lowered, captured, lower
-from planting import edited, verified_with_shift
 from plans import HEAD, experts, grid, sequence, tp, written
+from planting import edited, verified_with_shift
 
 from plancc.runtime.artifact import ArtifactError, load_artifact
 from plancc.verify import Verification
 
-QUERIES = (
-    HEAD + grid(("sp", 3)) + "place ** on base\nplace layers.*, norm { split seq over sp }\n"
-)
+QUERIES = HEAD + grid(("sp", 3)) + "place ** on base\nplace layers.*, norm { split seq over sp }\n"
 PLANS = {
     "tp": (tp(2), "llama"), "fused": (tp(3), "gpt2"), "sequence": (sequence(3), "dense"),
     "experts": (experts(4, "mlp"), "mixtral"), "queries": (QUERIES, "qwen3"),
 }  # fmt: skip
 
 
-@lru_cache(maxsize=None)
+@cache
 def lowered(plan: str, *phases: str) -> Lowered:
     """One of PLANS; the forward phase alone unless told otherwise."""
     text, model = PLANS[plan]
@@ -53,7 +51,7 @@ def test_every_weight_slice_shifted_by_one_is_caught(plan: str) -> None:
 
 
 def sabotaged(plan: str, pattern: str, new: str, *phases: str) -> list[tuple[str, bool]]:
-    """Each match of `pattern` in the programs of a plan replaced in turn: (line, whether caught)."""
+    """Each match of `pattern` in a plan's programs replaced in turn: (line, whether caught)."""
     base, out = lowered(plan, *phases), []
     for row in base.artifact.manifest["programs"]:
         for cls in row["classes"]:
@@ -71,7 +69,11 @@ FAULTS = {
     "first_expert": ("experts", r"first=r\.start\((\w+)\)", r"first=r.start(\1) + 1"),
     "query_start": ("queries", r"q_start=r\.start\((\w+)\)", r"q_start=r.start(\1) + 1"),
     "query_start_missing": ("queries", r"q_start=r\.start\((\w+)\)", r"q_start=0"),
-    "local_slice": ("queries", r"comm\.shard\((\w+), (\d), (.*?)\)  .*$", r"comm.shard(\1, \2, \3).roll(1, \2)"),
+    "local_slice": (
+        "queries",
+        r"comm\.shard\((\w+), (\d), (.*?)\)  .*$",
+        r"comm.shard(\1, \2, \3).roll(1, \2)",
+    ),
     "local_size": ("fused", r"(= r\.dim\('heads', )6", r"\g<1>5"),
     "causal": ("tp", r"causal=True", r"causal=False"),
     "sum": ("tp", r"comm\.all_reduce\((\w+), .*$", r"\1"),
@@ -90,7 +92,10 @@ def test_faults_in_emitted_text_are_caught(fault: str) -> None:
 
 def test_faults_in_a_cached_step_are_caught() -> None:
     """Positions and caches of decode: rope slices, the slot of a cache."""
-    for pattern, new in ((r"1, P, P \+ T\)", r"1, P + 1, P + T + 1)"), (r"kv\.append\((.*), 1\)", r"kv.append(\1, 0)")):
+    for pattern, new in (
+        (r"1, P, P \+ T\)", r"1, P + 1, P + T + 1)"),
+        (r"kv\.append\((.*), 1\)", r"kv.append(\1, 0)"),
+    ):
         found = sabotaged("tp", pattern, new, "prefill", "decode")
         assert all(caught for line, caught in found), found
     assert sabotaged("tp", r"kv\.append\((.*), 1\)", r"kv.append(\1, 0)", "prefill", "decode")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 
 import pytest
 from lowered import Lowered, captured, lower
-from planting import caught, checked, planted, programs_of, swapped
 from plans import HEAD, grid
+from planting import caught, checked, planted, programs_of, swapped
 
 from plancc.ir.program import RankProgram, Recv, Send
 
@@ -19,7 +19,7 @@ PLAN = (
 )  # fmt: skip
 
 
-@lru_cache(maxsize=None)
+@cache
 def forward() -> Lowered:
     """Attention on two ranks, mlps on three others: two transfers a layer."""
     lowered = lower(PLAN, captured("dense"), phases=("forward",))
@@ -31,7 +31,10 @@ def sides(kind: type) -> list[tuple[int, Send | Recv]]:
     """(place of the program, instruction) of every send or receive."""
     programs = programs_of(forward()).programs
     return [
-        (i, step) for i, p in enumerate(programs) for step in p.instructions if isinstance(step, kind)
+        (i, step)
+        for i, p in enumerate(programs)
+        for step in p.instructions
+        if isinstance(step, kind)
     ]
 
 
@@ -71,9 +74,7 @@ def exchanged(a: object, b: object):
 def test_swapped_sends_are_caught() -> None:
     """Every pair of sends of a class that carries two values of one shape."""
     found = sides(Send)
-    pairs = [
-        (a, b) for i, (p, a) in enumerate(found) for q, b in found[:i] if p == q
-    ]
+    pairs = [(a, b) for i, (p, a) in enumerate(found) for q, b in found[:i] if p == q]
     assert pairs
     for a, b in pairs:
         wrong = replace(a, operand=b.operand), replace(b, operand=a.operand)

@@ -1,4 +1,4 @@
-"""The text of emitted programs: golden files for one class each, and the same bytes in every process."""
+"""The text of emitted programs: golden files, and the same bytes in every process."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_same_bytes_in_every_process(tmp_path: Path) -> None:
     here = Path(__file__).parents[1]
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(tmp_path / seed), str(here), str(here / "equivalence")],
+            [sys.executable, "-c", SCRIPT, tmp_path / seed, here, here / "equivalence"],
             env=os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
         )
         for seed in ("1", "2")

@@ -1,4 +1,4 @@
-"""Moves between layouts: planned by plan_moves, carried out by Comm on all ranks, compared with plain slices."""
+"""Moves between layouts: planned, carried out by Comm on all ranks, compared with slices."""
 
 from __future__ import annotations
 
@@ -13,9 +13,20 @@ from torch import Tensor
 from plancc.codegen.manifest import tree_json
 from plancc.codegen.python import part_text
 from plancc.dsl.errors import Bug
-from plancc.ir.layout import CutLeaf, Layout, Part, Prod, Sum, cuts, map_cuts, pending_parts, plan_moves
+from plancc.ir.layout import (
+    CutLeaf,
+    Layout,
+    Part,
+    Prod,
+    Sum,
+    cuts,
+    map_cuts,
+    pending_parts,
+    plan_moves,
+)
 from plancc.ir.mesh import Grid
 from plancc.runtime.comm import Comm, cut
+from plancc.runtime.dims import part_range
 from plancc.runtime.local import run_local
 from plancc.runtime.sizes import build_dim
 from plancc.runtime.view import View
@@ -58,7 +69,7 @@ def shapes(draw: st.DrawFn) -> tuple:
 
 @st.composite
 def layouts(draw: st.DrawFn, dims: tuple, pending: tuple[Part, ...] | None = None) -> Layout:
-    """A valid layout of `dims`; parts that are not placed may be pending (of `pending`, if given)."""
+    """A valid layout of `dims`; parts that are not placed may be pending."""
     rule = draw(st.sampled_from(["balanced", "block"]))
     parts = [axis("a", rule)] if draw(st.booleans()) else [factor(2, rule), factor(1, rule)]
     partial, at = [], list(dims)
@@ -87,7 +98,7 @@ def local(layout: Layout, whole: Tensor, view: View) -> Tensor:
 
 
 def share(layout: Layout, whole: Tensor, view: View) -> Tensor:
-    """What a rank holds: of a pending sum an uneven share, which depends on its place among the peers."""
+    """What a rank holds: of a pending sum an uneven share, by its place among the peers."""
     mine = local(layout, whole, view)
     for part in layout.partial:
         index = view.index(view.rank, part)
@@ -190,7 +201,9 @@ def columns(*parts: Part) -> CutLeaf:
 NAMED = {
     "sum": (Layout((X, Y), (A,)), Layout((X, Y)), ["all_reduce"]),
     "scatter": (Layout((X, Y), (A,)), Layout((rows(A), Y)), ["reduce_scatter"]),
-    "scatter_block": (Layout((X, Y), (A,)), Layout((rows(axis("a", "block")), Y)), ["reduce_scatter"]),
+    "scatter_block": (
+        Layout((X, Y), (A,)), Layout((rows(axis("a", "block")), Y)), ["reduce_scatter"]
+    ),
     "gather": (Layout((rows(A), Y)), Layout((X, Y)), ["all_gather"]),
     "slice": (Layout((X, Y)), Layout((rows(A), Y)), ["shard"]),
     "exchange": (Layout((rows(A), Y)), Layout((X, columns(A))), ["all_to_all"]),
@@ -201,13 +214,15 @@ NAMED = {
         Layout((X, Y), (A, B)), Layout((rows(A), columns(B))), ["reduce_scatter", "reduce_scatter"]
     ),
     "factors_to_axis": (
-        Layout((rows(factor(2)), columns(factor(1)))), Layout((rows(A), Y)), ["all_gather", "all_gather", "shard"]
+        Layout((rows(factor(2)), columns(factor(1)))), Layout((rows(A), Y)),
+        ["all_gather", "all_gather", "shard"],
     ),
     "rules_differ": (
         Layout((rows(axis("a", "block")), Y)), Layout((X, columns(A))), ["all_gather", "shard"]
     ),
     "halves": (
-        Layout((Sum((X, Y)), CutLeaf(3, 4, (A,)))), Layout((Sum((rows(A), columns(A))), CutLeaf(3, 4))),
+        Layout((Sum((X, Y)), CutLeaf(3, 4, (A,)))),
+        Layout((Sum((rows(A), columns(A))), CutLeaf(3, 4))),
         ["all_to_all"],
     ),
     "halves_scatter": (
@@ -241,3 +256,11 @@ def test_parts_meet_where_they_share_a_coordinate() -> None:
     assert not whole.meets(axis("b"))
     assert pending_parts((inner, outer)) == (whole,)
     assert pending_parts((axis("b", "block"), factor(2))) == (factor(2), axis("b"))
+
+
+def test_the_ranges_of_both_rules() -> None:
+    """Balanced sizes differ by one at most; blocks are ceil(n / count), the last ones shorter."""
+    balanced, block = (Part("m", "x", 1, 4, 4, rule) for rule in ("balanced", "block"))
+    assert [part_range(10, balanced, i) for i in range(4)] == [(0, 2), (2, 5), (5, 7), (7, 10)]
+    assert [part_range(10, block, i) for i in range(4)] == [(0, 3), (3, 6), (6, 9), (9, 10)]
+    assert [part_range(2, block, i) for i in range(4)] == [(0, 1), (1, 2), (2, 2), (2, 2)]

@@ -1,4 +1,4 @@
-"""Random plans: meshes, splits, stages, chains, shared devices, guards. Most are sensible, some are not."""
+"""Random plans: meshes, splits, stages, chains, shared devices, guards; most are sensible."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ BLOCKS = ("", " (block = balanced)", " (block = ceil(batch / 2))")
 
 
 @st.composite
-def meshes(draw: st.DrawFn, name: str, first: int, most: int = 24) -> tuple[str, dict[str, int], int]:
+def meshes(
+    draw: st.DrawFn, name: str, first: int, most: int = 24
+) -> tuple[str, dict[str, int], int]:
     """The line of one mesh, its axes, and how many devices it has."""
     sizes = draw(
         st.lists(st.sampled_from([1, 2, 2, 2, 3, 3, 4, 5, 6]), min_size=1, max_size=3)
@@ -33,7 +35,9 @@ def jobs(draw: st.DrawFn, model: str, axes: dict[str, int], count: int) -> list[
     for _ in range(draw(st.integers(1, count))):
         target = draw(st.sampled_from(list(known)))
         rules = []
-        for axis in draw(st.lists(st.sampled_from(list(axes)), min_size=1, max_size=2, unique=True)):
+        for axis in draw(
+            st.lists(st.sampled_from(list(axes)), min_size=1, max_size=2, unique=True)
+        ):
             dim = draw(st.sampled_from(known[target]))
             if draw(st.integers(0, 7)) == 0:
                 axis = ", ".join(axes)
@@ -85,7 +89,9 @@ def plans(draw: st.DrawFn, kind: str) -> tuple[str, str]:
             line, more, size = draw(meshes(f"m{number + 1}", first, max(1, min(8, 24 - total))))
             grids.append(line)
             total = max(total, first + size)
-            target = draw(st.sampled_from([t for t in patterns(model) if t != "**" and "weight" not in t]))
+            target = draw(
+                st.sampled_from([t for t in patterns(model) if t != "**" and "weight" not in t])
+            )
             fixed = draw(st.sampled_from([None, None, None, *more]))
             at = f"[{fixed} = {more[fixed] - 1}]" if fixed else ""
             body.append(f"place {target} on m{number + 1}{at}")

@@ -1,8 +1,8 @@
-"""Small causal models whose sizes divide badly: grouped heads, fused projections, parallel residuals."""
+"""Small causal models whose sizes divide badly: grouped heads, fused projections."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +93,9 @@ MODELS = {
     "grouped3": lambda: dense(layers=2, hidden=24, heads=12, kv_heads=4, ffn=26, vocab=50),
     "one_kv": lambda: dense(layers=2, hidden=24, heads=6, kv_heads=1, ffn=20, vocab=51),
     "moe": lambda: moe(layers=2, hidden=24, heads=6, experts=5, ffn=14, vocab=50),
-    "moe_grouped": lambda: moe(layers=2, hidden=24, heads=6, kv_heads=3, experts=6, ffn=10, vocab=50),
+    "moe_grouped": lambda: moe(
+        layers=2, hidden=24, heads=6, kv_heads=3, experts=6, ffn=10, vocab=50
+    ),
     "fused": lambda: randomise(Fused(2, 24, 6, 20, 50)),
     "fused_tied": lambda: randomise(Fused(2, 20, 5, 22, 49, tied=True)),
     "parallel": lambda: randomise(Fused(2, 24, 4, 20, 50, parallel=True, gated=True)),
@@ -103,7 +105,7 @@ MODELS = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def graph_of(name: str) -> Graph:
     """The captured graph of one of MODELS."""
     return capture(MODELS[name]())
@@ -113,7 +115,16 @@ PATTERNS = {
     "**": ("batch", "seq", "hidden", "vocab"),
     "layers.*": ("batch", "seq", "hidden", "heads", "ffn"),
     "layers.1": ("batch", "seq", "hidden", "heads", "ffn"),
-    "layers.*.self_attn": ("heads", "kv_heads", "batch", "seq", "hidden", "head_dim", "kv_seq", "q_seq"),
+    "layers.*.self_attn": (
+        "heads",
+        "kv_heads",
+        "batch",
+        "seq",
+        "hidden",
+        "head_dim",
+        "kv_seq",
+        "q_seq",
+    ),
     "layers.0.self_attn": ("heads", "kv_heads", "seq", "batch"),
     "embed_tokens": ("vocab", "hidden", "batch", "seq"),
     "lm_head": ("vocab", "hidden", "batch", "seq"),
@@ -139,9 +150,13 @@ PROJECTIONS = dict.fromkeys(
 
 def patterns(name: str) -> dict[str, tuple[str, ...]]:
     """Targets in a model, with the dims that may be split there."""
-    found = PATTERNS | (EXPERTS if name.startswith("moe") else MIXTURE if name == "mixtral" else FEEDS)
+    found = PATTERNS | (
+        EXPERTS if name.startswith("moe") else MIXTURE if name == "mixtral" else FEEDS
+    )
     if name == "phi":
         found = {k.replace("norm", "final_layernorm"): dims for k, dims in found.items()}
     proj = PROJECTIONS.get(name, "layers.*.self_attn.o_proj")
     stored = dict.fromkeys(("embed_tokens.weight", "lm_head.weight"), ("hidden", "vocab"))
-    return found | stored | {f"{proj}.weight": ("hidden", "heads"), proj: ("seq", "heads", "hidden")}
+    return (
+        found | stored | {f"{proj}.weight": ("hidden", "heads"), proj: ("seq", "heads", "hidden")}
+    )

@@ -15,56 +15,79 @@ from plancc.passes.capture import capture
 HEAD = "plan found, edition 1\n"
 RIGHT = {
     # heads over 4 with 2 kv heads: two factors of the axis, then the whole axis cuts seq
-    "factors_then_whole_axis": ("grouped", """
+    "factors_then_whole_axis": (
+        "grouped",
+        """
 mesh m0[a = 4] on local[0:4]
 place ** on m0
 place layers.*.self_attn { split heads over a }
 place layers.*.self_attn.o_proj { split seq over a }
-"""),
-    "factors_then_batch": ("grouped", """
+""",
+    ),
+    "factors_then_batch": (
+        "grouped",
+        """
 mesh m0[a = 4] on local[0:4]
 place ** on m0 { split batch over a }
 place layers.*.self_attn { split heads over a }
-"""),
+""",
+    ),
     # the same axis with another rule of ranges
-    "block_then_balanced": ("dense", """
+    "block_then_balanced": (
+        "dense",
+        """
 mesh m0[a = 4] on local[0:4]
 place ** on m0 { split seq over a (block = ceil(seq_len / 4)) }
 place layers.*.self_attn { split heads over a (block = balanced) }
 place layers.*.mlp { split ffn over a }
-"""),
+""",
+    ),
     # a dim of two parts (gate, up) is cut at both at once
-    "exchange_of_gate_and_up": ("parallel", """
+    "exchange_of_gate_and_up": (
+        "parallel",
+        """
 mesh m0[a = 2, b = 3] on local[0:6]
 place ** on m0 { split batch over b }
 place layers.* { split layers over a }
 place layers.*.mlp { split ffn over b }
 place op linear in layers.* { split seq over b }
 pipeline over m0.a { microbatches = 2 }
-"""),
+""",
+    ),
     # the embedding is on no stage of its own: it is cut over the axis of the stages
-    "batch_over_the_stage_axis": ("dense", """
+    "batch_over_the_stage_axis": (
+        "dense",
+        """
 mesh m0[a = 4] on local[0:4]
 place ** on m0
 place embed_tokens { split batch over a }
 place layers.* { split layers over a }
-"""),
-    "stored_over_the_stage_axis": ("moe", """
+""",
+    ),
+    "stored_over_the_stage_axis": (
+        "moe",
+        """
 mesh m0[a = 2] on local[0:2]
 place ** on m0
 place layers.* { split layers over a }
 place lm_head.weight { split hidden over a }
-"""),
-    "tied_and_stored_over_the_stage_axis": ("fused_tied", """
+""",
+    ),
+    "tied_and_stored_over_the_stage_axis": (
+        "fused_tied",
+        """
 mesh m0[a = 3] on local[0:3]
 place ** on m0
 place layers.* { split layers over a }
 place embed_tokens { split batch over a }
 place lm_head.weight { split vocab over a }
 pipeline over m0.a { microbatches = 4 }
-"""),
+""",
+    ),
     # prefill and decode write one size differently: nothing may move, nothing may be lost
-    "caches_of_equal_variants": ("grouped", """
+    "caches_of_equal_variants": (
+        "grouped",
+        """
 model small { seq_len in 1..64 }
 mesh m0[a = 3] on local[0:3]
 place ** on m0
@@ -72,7 +95,8 @@ place layers.*.self_attn { split heads over a }
 when phase == decode {
 place layers.1 { split hidden over a }
 }
-"""),
+""",
+    ),
 }
 REFUSED = {
     "fixed_and_split": ("dense", """

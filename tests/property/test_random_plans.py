@@ -1,4 +1,4 @@
-"""Any plan either compiles to programs that compute what one device computes, or is refused with diagnostics."""
+"""Any plan either compiles to right programs, or is refused with diagnostics."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_layouts(programs: ProgramSet) -> None:
 
 
 def clashes(layout: Layout) -> bool:
-    """Whether two dims, or a dim and the pending sum, use one coordinate (kids of a sum may share)."""
+    """Whether two dims, or a dim and the pending sum, are cut by one coordinate."""
     groups = [{part for leaf in cuts(dim) for part in leaf.parts} for dim in layout.dims]
     groups.append(set(layout.partial))
     pairs = [(a, b) for i, a in enumerate(groups) for b in groups[:i]]
@@ -44,7 +44,7 @@ def clashes(layout: Layout) -> bool:
 
 
 def outcome(model: str, text: str) -> str:
-    """"right", or the code of the first error; fails for anything else."""
+    """ "right", or the code of the first error; fails for anything else."""
     try:
         lowered = lower(text, graph_of(model))
     except PlanError as problem:
