@@ -96,40 +96,42 @@ def overlap(**options: int) -> str:
 
 @dataclass(frozen=True)
 class Counted:
-    """What one rank generated, how many cache slots moved, and what each step sent to which rank."""
+    """What one rank generated, how many cache slots moved, and what was noted of each step (bytes by verb and target)."""
 
     generated: Generated
     moved: int
-    sent: tuple[Mapping[tuple[str, int], int], ...]
+    sent: tuple[Any, ...]
 
 
 def counted_runs(
     lowered: Lowered, requests: Sequence[tuple[Tensor, int]], *, dtype: torch.dtype = torch.float64,
-    wrap: Callable[[Any], Any] = lambda transport: transport,
+    counting: Callable[[Any], Any] | None = None,
 ) -> list[list[Counted]]:  # fmt: skip
     """Per rank, what it did in each request in turn (the runner stays): tokens, moves, bytes by step."""
     graph = lowered.compiled.graph
     source = Loaded(random_params(graph, dtype), buffers_of(graph, dtype))
 
     def one(transport: Any) -> list[Counted]:
-        counting = Counting(wrap(transport))
-        runner = Runner(lowered.artifact, counting, source, dtype=dtype)
+        counts = (counting or Counting)(transport)
+        runner = Runner(lowered.artifact, counts, source, dtype=dtype)
         found = []
         for ids, count in requests:
             before = runner.moved
-            out = generate(runner, ids, count, lambda token: counting.turn())
-            found.append(Counted(out, runner.moved - before, tuple(counting.taken())))
+            out = generate(runner, ids, count, lambda token: counts.turn())
+            found.append(Counted(out, runner.moved - before, tuple(counts.taken())))
         return found
 
     return run_local(lowered.artifact.world, one)
 
 
-class Counting:
-    """A transport that notes the bytes to each other rank, step by step, by verb."""
+class Watched:
+    """A transport whose calls are noted, one record a step."""
+
+    record: Callable[[], Any] = dict
 
     def __init__(self, inner: Any) -> None:
         self.__dict__["inner"] = inner
-        self.__dict__["steps"] = [{}]
+        self.__dict__["steps"] = [self.record()]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -139,13 +141,17 @@ class Counting:
 
     def turn(self) -> None:
         """A step has ended."""
-        self.steps.append({})
+        self.steps.append(self.record())
 
-    def taken(self) -> list[Mapping[tuple[str, int], int]]:
-        """The steps so far, which are then forgotten."""
+    def taken(self) -> list[Any]:
+        """The records of the steps so far, which are then forgotten."""
         found = self.steps[:-1]
-        self.__dict__["steps"] = [{}]
+        self.__dict__["steps"] = [self.record()]
         return found
+
+
+class Counting(Watched):
+    """Notes the bytes to each other rank, by verb."""
 
     def note(self, verb: str, rank: int, count: int) -> None:
         """Count bytes that leave for another rank."""
