@@ -1,21 +1,22 @@
 """Give every node its stage (mesh, fixed coordinates) and the parts that cut its leaves.
 
 In: a named graph and a plan. Out: `places` by node, `param_rules` by parameter. Reports P301, P306,
-P307, P310, P314.
+P304, P307, P310, P312, P901.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import ClassVar
 
 from plancc.dsl.diagnostics import Report
-from plancc.dsl.plan import Combine, Job, Place
+from plancc.dsl.plan import Combine, Expr, Job, Place
 from plancc.dsl.source import Span
 from plancc.dsl.vocabulary import DIMS
 from plancc.ir.layout import Part, Stage
-from plancc.ir.mesh import World
+from plancc.ir.mesh import Grid, World
 from plancc.ir.shape import Anchor, NamedGraph, Tree, leaves
 from plancc.passes.allot_parts import allot
 from plancc.passes.base import Placed, Unit
@@ -30,6 +31,7 @@ class _State:
 
     mesh: str | None = None
     coords: dict[str, int] = field(default_factory=dict)
+    depth: set[str] = field(default_factory=set)  # axes whose coordinate a `split layers` chose
     jobs: dict[tuple[str, str], tuple[Job, str, str]] = field(default_factory=dict)
     combine: Combine | None = None
     span: Span | None = None
@@ -68,6 +70,8 @@ class _Assignment:
         self.anchors: dict[tuple[str, str], tuple[Anchor, ...]] = {}
         self.found: dict[int, bool] = {}
         self.jobs: dict[int, tuple[Job, str, str]] = {}
+        self.warned: set[int] = set()
+        self.bad_blocks: set[int] = set()
         self.bad_axes: set[tuple[str, str]] = set()
         self.fixed_axes: set[tuple[int, str]] = set()
         self.unplaced: dict[str, None] = {}
@@ -138,8 +142,10 @@ class _Assignment:
                 state.jobs.clear()
                 state.combine = None
                 state.coords.clear()
+                state.depth.clear()
             state.mesh = grid
             state.coords.update(place.coords)
+            state.depth.difference_update(place.coords)
             state.span = state.span or place.span
         for rule in place.rules:
             if isinstance(rule, Combine):
@@ -159,10 +165,15 @@ class _Assignment:
                 continue
             if rule.verb == "replicate":
                 state.jobs.pop((kind, axis), None)
+                if kind == "depth" and axis in state.depth:
+                    state.depth.remove(axis)
+                    del state.coords[axis]
             elif kind == "depth":
                 self.fix_depth(state, axis, path, rule)
+                self.jobs[id(rule)] = (rule, dim, scope)
             elif axis in state.coords:
-                self.report_fixed(axis, rule, f"`{path or 'the root module'}` has one fixed place on `{axis}`")
+                where = path or "the root module"
+                self.report_fixed(axis, rule, f"`{where}` has one fixed place on `{axis}`")
             elif kind == "flow":
                 state.jobs.pop((kind, axis), None)
                 state.jobs[(kind, axis)] = (rule, dim, scope)
@@ -170,13 +181,14 @@ class _Assignment:
 
     def fix_depth(self, state: _State, axis: str, path: str, rule: Job) -> None:
         index = self.matcher.modules.layer_index(path)
-        self.found[id(rule)] = True
+        self.found[id(rule)] = self.found.get(id(rule), False) or index is not None
         if index is None or state.mesh is None:
             return
         count = self.matcher.modules.layer_count
         stages = self.world.grids[state.mesh].sizes[axis]
         bounds = [count * c // stages for c in range(stages + 1)]
         state.coords[axis] = next(c for c in range(stages) if bounds[c] <= index < bounds[c + 1])
+        state.depth.add(axis)
         state.span = rule.span
 
     def has_axis(self, mesh: str, axis: str, rule: Job) -> bool:
@@ -212,18 +224,41 @@ class _Assignment:
                 continue
             rule, dim, scope = job
             anchors = self.lookup(scope, dim)
-            if id(rule) not in self.jobs:
+            if anchors and id(rule) not in self.warned:
+                self.warned.add(id(rule))
                 warn_uneven(self.matcher.plan, rule, dim, anchors, grid, self.report)
             self.found[id(rule)] = self.found.get(id(rule), False) or bool(anchors)
             self.jobs[id(rule)] = (rule, dim, scope)
-            block = "block" if is_block(rule.options.get("block")) else "balanced"
             for anchor in anchors:
+                block = self.block_rule(rule, anchor, grid)
                 share = key_share(rule, block) if anchor.label == "s" else block
                 for leaf, part in allot(anchor.leaves, grid.name, axis, size, share, out):
                     have = out.get(leaf.id, ((), None))[0]
                     if part not in have:
                         out[leaf.id] = ((*have, part), anchor.label)
         return out
+
+    def block_rule(self, rule: Job, anchor: Anchor, grid: Grid) -> str:
+        """How a dim is cut, `balanced` or into `block`s of ceil(size / parts); P901 for other blocks."""
+        value = rule.options.get("block", "balanced")
+        if str(value) == "balanced":
+            return "balanced"
+        sizes = [leaf.size for leaf in anchor.leaves]
+        if isinstance(value, Expr):
+            fits = value.tree[:2] == ("call", "ceil") and not all(isinstance(s, int) for s in sizes)
+        else:
+            parts = prod(grid.sizes[axis] for axis in rule.axes if axis in grid.sizes)
+            total = prod(s for s in sizes if isinstance(s, int))
+            fits = all(isinstance(s, int) for s in sizes) and value == -(-total // parts)
+        if not fits and id(rule) not in self.bad_blocks:
+            self.bad_blocks.add(id(rule))
+            shown = value.text if isinstance(value, Expr) else value
+            self.report.error(
+                "P901", f"blocks of {shown} are not supported yet", rule.span,
+                label=f"the dim has {' x '.join(map(str, sizes))}",
+                help=["write `balanced`, or the ceiling of the size divided by the axes"],
+            )  # fmt: skip
+        return "block"
 
     def lookup(self, scope: str, dim: str) -> tuple[Anchor, ...]:
         key = (scope, dim)
@@ -296,11 +331,6 @@ def key_share(rule: Job, block: str) -> str:
     """How positions are shared out among the owners of keys: blocks, balanced, or zigzag."""
     zigzag = str(rule.options.get("layout")) == "zigzag"
     return f"owned+{'zigzag' if zigzag else block}"
-
-
-def is_block(value: object) -> bool:
-    """Whether a `block` option asks for the ceil rule; `balanced` and no option do not."""
-    return value is not None and "ceil" in str(getattr(value, "text", getattr(value, "name", value)))
 
 
 def report_no_match(

@@ -74,7 +74,7 @@ class _Settling:
         self.places[node.name] = replace(placed, stage=stage)
 
     def is_cut(self, node: Node, placed: Placed, axis: str) -> bool:
-        """Whether the plan cuts a dim or a parameter of this node over `axis`: it runs on all of it."""
+        """Whether the plan cuts a dim or a parameter of this node over `axis`."""
         binding = self.named.bindings[node.name]
         return any(
             part.axis == axis

@@ -46,7 +46,7 @@ class Part:
         return self if self.rule == "balanced" else replace(self, rule="balanced")
 
     def meets(self, other: Part) -> bool:
-        """Whether both tell ranks apart by the same coordinate, so that one tensor cannot have both."""
+        """Whether both use one coordinate of the ranks, so that one tensor cannot have both."""
         same = self.mesh == other.mesh and self.axis == other.axis
         low, high = max(self.stride, other.stride), self.stride * self.count
         return same and low < min(high, other.stride * other.count)
@@ -58,11 +58,11 @@ def pending_parts(parts: Iterable[Part]) -> tuple[Part, ...]:
     groups = {part.group for part in parts}
     for part in sorted(groups, key=lambda p: (p.mesh, p.axis, -p.stride)):
         last = found[-1] if found else None
-        if last and (last.mesh, last.axis) == (part.mesh, part.axis):
-            if last.stride == part.stride * part.count:
-                found[-1] = replace(part, count=part.count * last.count)
-                continue
-        found.append(part)
+        same = last is not None and (last.mesh, last.axis) == (part.mesh, part.axis)
+        if last is not None and same and last.stride == part.stride * part.count:
+            found[-1] = replace(part, count=part.count * last.count)
+        else:
+            found.append(part)
     return tuple(found)
 
 
@@ -183,7 +183,8 @@ class _Path:
     def losses(self, d: int) -> tuple[Changes, Parts]:
         """What is left at the positions of a dim that are cut as not wanted, and the parts to drop.
 
-        A part is dropped at all positions of the dim, also where it is wanted: the dim gets whole along it.
+        A part is dropped at all positions of the dim, also where it is wanted: a dim is gathered
+        as one.
         """
         kept = {p: len(shared_prefix(have, need)) for p, have, need in self.positions(d)}
         found = [leaf.parts for leaf in cuts(self.at.dims[d])]
@@ -259,8 +260,8 @@ def union(found: Iterable[Parts]) -> Parts:
 
 def shared_prefix(a: Parts, b: Parts) -> Parts:
     """The parts that both begin with."""
-    count = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return a[:count]
+    pairs = enumerate(zip(a, b, strict=False))
+    return a[: next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))]
 
 
 def plan_moves(source: Layout, target: Layout) -> tuple[Move, ...]:

@@ -86,7 +86,7 @@ def first_divergence(
 
 
 def pending_sum(held: Held, recorded: Recorded, rank: int, views: Sequence[View]) -> Tensor | None:
-    """What a rank holds; for a pending sum, the sum over its peers; None if the run did not get there."""
+    """What a rank holds, or the sum over its peers; None if the run did not get there."""
     mine = recorded[rank].get(held.name)
     if mine is None or not held.layout.partial:
         return mine
