@@ -60,7 +60,7 @@ class Batch:
     end: int
     cached: bool = False
     holds: int = 0
-    variant: int = -1
+    choice: Choice | None = None
 
     @property
     def load(self) -> Load:
@@ -188,6 +188,8 @@ class Server:
     def _may_begin(self, batch: Batch) -> bool:
         """Whether the leases admit a batch beside those that hold devices already."""
         held = len(self.leases.held(self.name))
+        if self.leases.waited(self.name) is not None:
+            return False
         if held and self.leases.wanted(self.name, self.leases.patience):
             return False
         claim = self._claim([*self._running, batch])
@@ -215,11 +217,8 @@ class Server:
             return choice
         if (self.leases.waited(self.name) or 0.0) < self.limits.patience:
             return None
-        smaller = self.guards.choose(batch.load, held)
-        if smaller is not None and held >= max(other.holds for other in self._running):
-            self.leases.withdraw(self.name)
-            return smaller
-        return None
+        # It goes on waiting: once the ask is granted, the variant is the guards' again.
+        return self.guards.choose(batch.load, held)
 
     def _failure(self, batch: Batch) -> Exception:
         load = batch.load
@@ -235,13 +234,13 @@ class Server:
         """Take one step of a batch."""
         self._settle()
         load = batch.load
-        if not choice.guarded and choice.variant != batch.variant:
+        if not choice.guarded and choice != batch.choice:
             self._tell("fell back", f"to variant {choice.variant} at seq_len = {load.seq_len}")
         given = [row[-1:] if batch.cached else row for row in batch.rows]
         tokens = self.crew.step(batch.number, load.phase, given, choice.variant)
         self._steps += 1
         now = self._clock()
-        batch.cached, batch.holds, batch.variant = True, choice.size, choice.variant
+        batch.cached, batch.holds, batch.choice = True, choice.size, choice
         for row, token in zip(batch.rows, tokens, strict=True):
             row.append(token)
         for request, token in zip(batch.requests, tokens, strict=False):
@@ -256,6 +255,8 @@ class Server:
         self._running.remove(batch)
         self.crew.drop(batch.number)
         held = len(self.leases.held(self.name))
+        if not self._running:
+            self.leases.withdraw(self.name)
         self.leases.give_back(self.name, held, self._claim(self._running))
         self._tell("finished", "request " + ", ".join(str(r.number) for r in batch.requests))
 

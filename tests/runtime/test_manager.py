@@ -398,3 +398,35 @@ def test_two_base_groups_share_a_pool(artifact, size):
         expect_tokens(artifact, server)
     assert len(most) == 2
     assert sorted(leases.free) == list(range(size))
+
+
+def test_who_waits_too_long_goes_on_with_what_it_has(artifact):
+    clock = Clock()
+    leases = Leases(range(4), clock=clock)
+    assert leases.ask("other", 3, 3)
+    server = local_server(artifact, leases=leases, clock=clock, limits=Limits(patience=2.0))
+    server.submit(prompts(7)[0], 8)
+    assert server.step() and server.step()
+    assert not server.step()
+    clock.now = 1.9
+    assert not server.step()
+    clock.now = 2.0
+    assert server.step()
+    assert events(server, "fell back") == [(2, "fell back", 0)]
+    leases.give_back("other")
+    server.serve()
+    assert server.requests[0].variants == [0, 0, 0, 1, 1, 1, 1, 1]
+    expect_tokens(artifact, server)
+
+
+def test_a_server_that_only_lingers_makes_room_at_once(artifact):
+    clock = Clock()
+    leases = Leases(range(4), clock=clock)
+    server = local_server(artifact, leases=leases, clock=clock)
+    server.submit(prompts(17)[0], 2)
+    server.serve()
+    assert len(leases.held("base")) == 4
+    assert not leases.ask("other", 1, 4)
+    server.tick()
+    assert leases.held("base") == ()
+    assert len(leases.held("other")) == 1
