@@ -150,4 +150,4 @@ class _Worker:
                     cut_connections()
                 self.commands.put(told)
         except (EOFError, OSError):
-            os._exit(1)  # the coordinator has closed its end, or is gone
+            return  # the coordinator is gone: the watch on it ends this process, and cleans up
