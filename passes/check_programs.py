@@ -6,12 +6,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from plancc.dsl.diagnostics import Report
 from plancc.dsl.errors import Bug
 from plancc.ir.layout import Stage
-from plancc.ir.program import Collective, ProgramSet, RankProgram, Recv, Send, Transfer
+from plancc.ir.program import (
+    Collective,
+    Instruction,
+    Merge,
+    ProgramSet,
+    RankProgram,
+    Recv,
+    Send,
+    Transfer,
+)
 from plancc.passes.base import Unit
 
 LOCAL = ("shard", "once")
@@ -72,11 +81,20 @@ def sides_of(step: Send | Recv | Transfer) -> tuple[str, ...]:
 
 def collectives(program: RankProgram, stage: Stage) -> list[tuple[Any, ...]]:
     """What the members of a stage must agree on, in order."""
+    found = [step for step in program.instructions if together(step) and step.out.stage == stage]
     return [
-        (step.kind, step.out.source, step.parts, step.out.layout, step.out.dtype)
-        for step in program.instructions
-        if isinstance(step, Collective) and step.kind not in LOCAL and step.out.stage == stage
-    ]
+        (
+            "merge" if isinstance(step, Merge) else step.kind, step.out.source,
+            (step.part, *step.spread) if isinstance(step, Merge) else step.parts,
+            step.out.layout, step.out.dtype,
+        )
+        for step in found
+    ]  # fmt: skip
+
+
+def together(step: Instruction) -> TypeGuard[Collective | Merge]:
+    """Whether the ranks of a group must meet at an instruction."""
+    return isinstance(step, Merge) or (isinstance(step, Collective) and step.kind not in LOCAL)
 
 
 def unequal_collectives(programs: ProgramSet) -> Iterator[str]:
@@ -103,7 +121,7 @@ def circles(programs: ProgramSet) -> Iterator[str]:
         counts: dict[Stage, int] = {}
         for step in program.instructions:
             node: tuple[Any, ...]
-            if isinstance(step, Collective) and step.kind not in LOCAL:
+            if together(step):
                 number = counts[step.out.stage] = counts.get(step.out.stage, 0) + 1
                 node = ("collective", str(step.out.stage), number)
             elif isinstance(step, Send):
