@@ -76,14 +76,17 @@ class Comm:
     ) -> tuple[Tensor, Tensor]:
         """Merge partial attention (out [B, H, T, D], logsumexp rows [B, H, T]) over the ranks along `parts`.
 
-        Each rank merges and keeps the share of the heads that `spread` (factors of `parts`) gives it.
+        Each rank merges and keeps the share of the heads that `spread` (factors of `parts`) gives it;
+        without `spread` (a single head) all of them.
         """
         from plancc.ops.merge import merge
 
         group = self.view.peers(self.view.parts(parts)).group
-        keepers = self.view.peers(self.view.parts(spread))
-        frame, pieces = self._pieces(heads, keepers)
-        share = {rank: within(frame, p) for rank, p in zip(keepers.ranks, pieces, strict=True)}
+        share: dict[int, Ranges] = dict.fromkeys(group, ((0, out.shape[1]),))
+        if spread:
+            keepers = self.view.peers(self.view.parts(spread))
+            frame, pieces = self._pieces(heads, keepers)
+            share = {rank: within(frame, p) for rank, p in zip(keepers.ranks, pieces, strict=True)}
         wide = rows.unsqueeze(-1).to(torch.promote_types(out.dtype, rows.dtype))
         both = torch.cat([out.to(wide.dtype), wide], -1)
         shape = _resized(both, 1, length(share[self.view.rank]))
