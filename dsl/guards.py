@@ -40,6 +40,14 @@ def check_guards(walk: Walk, mode: str, phase: str | None) -> tuple[Variant, ...
     except GuardError as error:
         report.error("P405", str(error), walk.guards[0].span)
         return ()
+    if not cells:
+        ranges = ", ".join(f"{name} in {lo}..{hi}" for name, (lo, hi) in domain.ranges.items())
+        block = walk.world.model[0] if walk.world.model is not None else None
+        report.error(
+            "P110", "the ranges of the inputs exclude each other", block and block.name.span,
+            notes=f"no batch times seq_len gives such tokens: {ranges}",
+        )  # fmt: skip
+        return ()
     for use in walk.guards:
         _check_decides(use, cells, report)
     merged = merge(cells, guards)

@@ -29,6 +29,9 @@ UNSUPPORTED: dict[tuple[str, str], str] = {
     ("place", "recompute"): "recomputation",
     ("pipeline", "recompute"): "recomputation",
     ("pipeline", "virtual"): "virtual stages",
+    ("schedule", "interleaved"): "an interleaved schedule",
+    ("schedule", "zero_bubble"): "a zero-bubble schedule",
+    ("phase", "decode"): "a plan for decode alone",
     ("option", "layout"): "a layout other than contiguous (keys: or zigzag)",
     ("option", "assign"): "assignment of requests",
     ("option", "exchange"): "a choice of exchange",
@@ -61,6 +64,8 @@ def _features(plan: ResolvedPlan) -> Iterator[tuple[str, str, Span]]:
     """Every feature of the table that the plan uses, with where."""
     if "mode" in plan.facts:
         yield "mode", str(plan.facts["mode"]), plan.fact_spans["mode"]
+    if "phase" in plan.facts:
+        yield "phase", str(plan.facts["phase"]), plan.fact_spans["phase"]
     for rule in plan.dims:
         yield "model", "dim", rule.span
     for mesh in plan.meshes.values():
@@ -99,3 +104,5 @@ def _setting_features(place: str, settings: Iterable[Setting]) -> Iterator[tuple
     for setting in settings:
         if (setting.name, setting.value) not in plain:
             yield place, setting.name, setting.span
+        if setting.name == "schedule":
+            yield "schedule", str(setting.value), setting.span

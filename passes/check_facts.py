@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 
 from plancc.dsl.diagnostics import Report
-from plancc.dsl.plan import ResolvedPlan
+from plancc.dsl.plan import Place, ResolvedPlan, Target
+from plancc.ir.graph import Graph, Node
 from plancc.ir.shape import Anchor, NamedGraph
-from plancc.passes.match_targets import Modules
+from plancc.passes.match_targets import CANONICAL_OPS, Modules, op_matches
 from plancc.passes.name_dims import Hint
 
 SIZED = ("heads", "kv_heads", "head_dim", "hidden", "ffn", "vocab", "experts")
@@ -45,6 +48,38 @@ def check_facts(plan: ResolvedPlan, named: NamedGraph, report: Report) -> None:
             label=f"the traced model has {actual[0]}",
             help=["correct the line, or delete it: facts are read off the model"],
         )
+
+
+def check_operators(plan: ResolvedPlan, graph: Graph, report: Report) -> None:
+    """P306 for each `op` target whose operator does not occur, or not where the target says."""
+    modules = Modules(graph)
+    for place in plan.places:
+        for target in place.targets:
+            if target.kind == "op" and not any(True for _ in operators(modules, place, target)):
+                words = (replace(target, pattern=word) for word in CANONICAL_OPS)
+                known = [t.pattern for t in words if any(True for _ in operators(modules, place, t))]
+                report.error(
+                    "P306", f"`{target.pattern}` matches no operator", target.span,
+                    label="none here" if target.within else "none in the model",
+                    help=[f"operators here: {', '.join(known) or 'none'}"],
+                )  # fmt: skip
+
+
+def operators(modules: Modules, place: Place, target: Target) -> Iterator[Node]:
+    """The nodes of a forward graph that an `op` target names; a cache stands for its attention."""
+    wanted = replace(target, pattern="attention") if target.pattern == "kv_cache" else target
+    plain = replace(place, rules=())
+    inside = None if target.within is None else modules.matching(target.within)
+    for node in modules.graph.nodes:
+        if op_matches(plain, wanted, node) and (inside is None or beneath(node.path, inside)):
+            yield node
+
+
+def beneath(path: str, modules: frozenset[str]) -> bool:
+    """Whether a module path is one of `modules` or lies inside one."""
+    while path and path not in modules:
+        path = path.rpartition(".")[0]
+    return path in modules
 
 
 def named_hints(plan: ResolvedPlan, named_by: Modules) -> tuple[Hint, ...]:

@@ -33,13 +33,15 @@ class Modules:
 
     @cached_property
     def layer_list(self) -> str:
-        """The path of the module list with most members ("model.layers"), "" if there is none."""
-        members: dict[str, int] = {}
+        """The outermost module list with most modules inside ("model.layers"), "" if there is none."""
+        inside: dict[str, int] = {}
         for path in self.paths:
-            parent, _, last = path.rpartition(".")
-            if last.isdigit():
-                members[parent] = members.get(parent, 0) + 1
-        return min(members, key=lambda p: (p.count("."), -members[p], p)) if members else ""
+            parts = path.split(".")
+            at = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
+            if at:
+                outer = ".".join(parts[:at])
+                inside[outer] = inside.get(outer, 0) + 1
+        return min(inside, key=lambda p: (-inside[p], p.count("."), p)) if inside else ""
 
     @cached_property
     def wrappers(self) -> tuple[str, ...]:
@@ -89,10 +91,21 @@ CANONICAL_OPS: Mapping[str, tuple[str, ...]] = {
     "experts": ("plancc.experts.default",),
     "linear": ("aten.linear.default", "aten.addmm.default"),
     "embedding": ("aten.embedding.default",),
-    "norm": ("aten.layer_norm.default", "aten.rms_norm.default"),
+    "matmul": ("aten.matmul.default", "aten.mm.default", "aten.bmm.default"),
+    "layer_norm": ("aten.layer_norm.default", "aten.native_layer_norm.default"),
+    "rms_norm": ("aten.rms_norm.default", "aten._fused_rms_norm.default"),
     "softmax": ("aten.softmax.int", "aten._softmax.default"),
-    "kv_cache": ("plancc.cache_append.default",),
+    "conv": tuple(f"aten.conv{d}d.{form}" for d in "123" for form in ("default", "padding"))
+    + ("aten.convolution.default",),
+    "add": ("aten.add.Tensor", "aten.add.Scalar"),
+    "mul": ("aten.mul.Tensor", "aten.mul.Scalar"),
+    "gelu": ("aten.gelu.default",),
+    "silu": ("aten.silu.default",),
+    "relu": ("aten.relu.default",),
+    "rope": (),
+    "kv_cache": (CACHE,),
 }
+"""The operators that a word of the language means; rope is written out by models, so nothing is one."""
 
 
 @dataclass(frozen=True, slots=True)

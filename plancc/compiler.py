@@ -20,7 +20,7 @@ from plancc.ir.shape import NamedGraph
 from plancc.passes.assign_places import AssignPlaces
 from plancc.passes.base import Pass, Unit
 from plancc.passes.chunk_attention import chunk_attention, chunk_depths
-from plancc.passes.check_facts import check_facts, named_hints
+from plancc.passes.check_facts import check_facts, check_operators, named_hints
 from plancc.passes.check_programs import CheckPrograms
 from plancc.passes.check_rules import CheckRules
 from plancc.passes.derive_phases import NotCausal, derive_phase
@@ -107,6 +107,7 @@ def name_model(plan: ResolvedPlan, graph: Graph, report: Report) -> NamedGraph:
         report.raise_errors()
         raise
     check_facts(plan, named, report)
+    check_operators(plan, graph, report)
     report.raise_errors()
     return named
 
@@ -154,7 +155,14 @@ def compile_graph(
     seconds: dict[str, float] = {}
     begin = time.perf_counter()
     forward = name_model(plan, graph, report)
-    named, notes = named_phases(forward, phases)
+    stated = plan.facts.get("phase")
+    wanted = phases if phases is not None or stated is None else (str(stated),)
+    try:
+        named, notes = named_phases(forward, wanted)
+    except NotCausal as problem:
+        report.error("P311", f"the model has no phase to match: {problem}", plan.fact_spans.get("phase"))
+        report.raise_errors()
+        raise
     seconds["name-dims"] = time.perf_counter() - begin
 
     def timed(name: str, unit: Unit, took: float) -> None:

@@ -125,16 +125,18 @@ class Verification:
         except RankFailure as problem:
             result = self.result(unit, float("inf"), float("inf"), {}, str(problem))
             return result, self.locate(unit, case)
-        error, relative, sent = 0.0, 0.0, {}
+        error, relative, sent, blank = 0.0, 0.0, {}, False
         for shards, counted in found:
             sent = merged(sent, counted)
             for name, (lo, hi), ranges, piece in shards:
                 want = case.expected(name, expected)
                 if want is not None:
+                    blank = blank or not_a_number(want)
                     gap = difference(piece, cut(want[lo:hi], ranges))
                     error = max(error, gap)
                     relative = max(relative, gap / max(scale(want), 1e-30))
-        result = self.result(unit, error, relative, sent)
+        message = "one device gives nothing but NaN: there is nothing to compare with" if blank else ""
+        result = self.result(unit, error, relative, sent, message)
         return result, None if result.ok else self.locate(unit, case)
 
     def on_rank(self, transport: Transport, unit: Unit, case: Case) -> tuple[list, dict[str, int]]:
@@ -182,6 +184,11 @@ def count_moves(unit: Unit) -> dict[str, int]:
         elif isinstance(step, Collective) and step.kind not in LOCAL:
             found[step.kind] = found.get(step.kind, 0) + 1
     return found
+
+
+def not_a_number(x: Tensor) -> bool:
+    """Whether a tensor has elements and all of them are NaN."""
+    return x.is_floating_point() and x.numel() > 0 and bool(x.isnan().all())
 
 
 def parameter_count(graph: Graph) -> int:
