@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +72,10 @@ def compile(
     """Compile `model` (an nn.Module, or a --model spec) under a plan file into the folder `out`.
 
     Verifies all ranks against one device unless `verify` is False. Raises PlanError (the plan or the
-    model is wrong), ModelError (the model cannot be captured), WeightsError, VerifyError.
+    model is wrong), ModelError (the model cannot be captured), WeightsError, VerifyError, ArtifactError
+    (the folder cannot be written).
     """
+    check_writable(Path(out))
     resolved, report = load_plan(plan, dict(sets or {}))
     if resolved is None:
         raise PlanError(report.diagnostics)
@@ -89,8 +92,22 @@ def compile(
     folder = Path(out)
     if verify:
         result = verify_aside(compiled, resolved, graph, folder)
-    write_artifact(folder, resolved, compiled.world, compiled.sets, graph, facts, stored)
+    try:
+        write_artifact(folder, resolved, compiled.world, compiled.sets, graph, facts, stored)
+    except OSError as problem:
+        raise ArtifactError(f"cannot write {folder}: {problem.strerror or problem}") from problem
     return Built(folder, compiled, result, report.diagnostics)
+
+
+def check_writable(folder: Path) -> None:
+    """ArtifactError where the folder that will hold the artifact cannot be written, before any work."""
+    parent = folder.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise ArtifactError(f"cannot write {folder}: {parent} is not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ArtifactError(f"cannot write {folder}: no permission in {parent}")
 
 
 def reopen(
@@ -113,8 +130,12 @@ def reopen(
     module = load_model(chosen, args).module if isinstance(chosen, str) else chosen
     phases = artifact.phases
     compiled = compile_graph(resolved, capture(module), report, phases=phases)
-    for row, (_, programs) in zip(artifact.manifest["programs"], compiled.sets, strict=True):
-        for cls, program in zip(row["classes"], programs.programs, strict=True):
+    rows = [row["classes"] for row in artifact.manifest["programs"]]
+    sets_today = [programs.programs for _, programs in compiled.sets]
+    if [len(classes) for classes in rows] != [len(programs) for programs in sets_today]:
+        raise ArtifactError(f"{folder} does not hold the programs that its plan and model give today")
+    for classes, programs in zip(rows, sets_today, strict=True):
+        for cls, program in zip(classes, programs, strict=True):
             if emit_program(program, resolved.name) != (folder / cls["file"]).read_text():
                 raise ArtifactError(f"{folder / cls['file']} is not what its plan and model give today")
     return Built(folder, compiled, None)

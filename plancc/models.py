@@ -145,7 +145,7 @@ def call(action: Callable[[], Any], message: str) -> Any:
         return action()
     except ModelError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next

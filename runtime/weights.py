@@ -181,7 +181,9 @@ class SafetensorsWeights:
         return self._files[fqn].get_slice(fqn)
 
     def _add(self, path: Path) -> None:
-        if not path.is_dir():
+        if path.name.endswith(".index.json"):
+            self._add_index(path)
+        elif not path.is_dir():
             self._open(path)
         elif (path / INDEX).is_file():
             self._add_index(path / INDEX)

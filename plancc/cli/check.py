@@ -38,7 +38,10 @@ def run(args: argparse.Namespace) -> int:
     """Check each plan; 1 if one has errors."""
     whole = Report()
     for path in args.plans:
-        report = check_one(path, args)
+        try:
+            report = check_one(path, args)
+        except Exception as problem:
+            return _complain_of_model(problem)
         if args.format == "text":
             _show(path, report, args.color)
         whole.extend(report)
@@ -57,6 +60,16 @@ def check_one(path: str, args: argparse.Namespace) -> Report:
 
         check_model(plan, report, args.model, dict(args.model_args))
     return report
+
+
+def _complain_of_model(problem: Exception) -> int:
+    """A model that cannot be loaded or captured, in words; any other exception goes on."""
+    from plancc.models import ModelError
+
+    if not isinstance(problem, ModelError):
+        raise problem
+    sys.stderr.write(f"error: {problem}\n")
+    return 1
 
 
 def _show(path: str, report: Report, color: str) -> None:

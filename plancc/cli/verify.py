@@ -46,8 +46,12 @@ def verify_target(args: argparse.Namespace):
     dtype = getattr(torch, args.dtype)
     folder = Path(args.plan)
     if (folder / "manifest.json").is_file():
+        if args.sets or args.weights:
+            raise SystemExit(complain("--set and --weights go with a plan: an artifact has its own") and 2)
         built = api.reopen(folder, model=args.model, model_args=dict(args.model_args))
         return api.verify(built, full_size=args.full_size, dtype=dtype)
+    if folder.is_dir():
+        raise SystemExit(complain(f"{folder} is not an artifact: it has no manifest.json"))
     if not args.model:
         raise SystemExit(complain("a plan needs --model") and 2)
     with tempfile.TemporaryDirectory() as aside:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -102,15 +103,39 @@ def write_artifact(
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         _fill(aside, plan, world, sets, graph, facts, weights)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            os.replace(folder, old / "was")
-            os.replace(aside, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(aside, folder)
+        put_in_place(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def put_in_place(aside: Path, folder: Path) -> None:
+    """Rename `aside` to `folder`, in place of what is there; of several writers at once the last one wins."""
+    while True:
+        try:
+            os.replace(aside, folder)
+            return
+        except OSError as problem:
+            if problem.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+        try:
+            os.replace(folder, old / "was")
+        except FileNotFoundError:
+            pass  # another writer was faster
+        finally:
+            shutil.rmtree(old)
+
+
+def apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors contiguous and each in a storage of its own, as a safetensors file wants them."""
+    seen: set[int] = set()
+    out = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.contiguous()
+        start = tensor.untyped_storage().data_ptr()
+        out[name] = tensor.clone() if start in seen else tensor
+        seen.add(start)
+    return out
 
 
 def _fill(aside: Path, plan, world, sets, graph: Graph, facts, weights) -> None:
@@ -131,11 +156,11 @@ def _fill(aside: Path, plan, world, sets, graph: Graph, facts, weights) -> None:
                 "microbatches": found.microbatches, "owned": owned_parts(found), "classes": rows,
             }  # fmt: skip
         )
-    buffers = {p.value.name: p.data.contiguous() for p in graph.params.values() if p.data is not None}
+    buffers = {p.value.name: p.data for p in graph.params.values() if p.data is not None}
     if buffers:
-        save_file(buffers, str(aside / "buffers.safetensors"))
+        save_file(apart(buffers), str(aside / "buffers.safetensors"))
     if weights is not None:
-        save_file({k: v.contiguous() for k, v in weights.items()}, str(aside / "weights.safetensors"))
+        save_file(apart(weights), str(aside / "weights.safetensors"))
     (aside / "resolved-plan.json").write_text(json.dumps(plan_json(plan), indent=1, default=str))
     hashes = {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(aside.iterdir())
