@@ -226,8 +226,16 @@ def model_json(
 ) -> dict[str, Any]:
     """What an artifact records of its model."""
     return {
-        "spec": spec,
+        "spec": rooted(spec) if spec else None,
         "args": dict(args or {}),
         "class": type(module).__name__,
-        "tokenizer": str(found.tokenizer) if found and found.tokenizer else None,
+        "tokenizer": str(found.tokenizer.resolve()) if found and found.tokenizer else None,
     }
+
+
+def rooted(spec: str) -> str:
+    """A --model spec that means the same in every working directory: files and folders made absolute."""
+    if spec.startswith("hf:"):
+        return f"hf:{Path(spec.removeprefix('hf:')).resolve()}"
+    place, _, name = spec.rpartition(":")
+    return f"{Path(place).resolve()}:{name}" if place.endswith(".py") else spec

@@ -12,18 +12,23 @@ from plancc.runtime.artifact import Artifact, ArtifactError
 
 
 class Codec:
-    """The tokenizer of an artifact. Without one, a byte is a token (ids 0..255)."""
+    """The tokenizer of an artifact. Where its model has none, a byte is a token (ids 0..255).
+
+    `lost` is a tokenizer file that the model should have: texts are then refused, and ids stay ids.
+    """
 
     def __init__(self, artifact: Artifact) -> None:
         self.vocab = vocabulary(artifact)
         folder = artifact.manifest["model"].get("tokenizer")
         self.tokenizer: Any = None
+        self.lost: Path | None = None
         if folder:
             from tokenizers import Tokenizer
 
             path = Path(folder)
             file = path / "tokenizer.json" if path.is_dir() else path
-            self.tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else None
+            self.lost = None if file.is_file() else file
+            self.tokenizer = None if self.lost else Tokenizer.from_file(str(file))
 
     def prompt(self, text: str | None, file: str | None, tokens: int | None) -> Tensor:
         """Ids [1, T] of a text, of a file's text, or of `tokens` random tokens."""
@@ -46,13 +51,17 @@ class Codec:
         return torch.tensor([ids], dtype=torch.long)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text."""
+        """Token ids of a text; ArtifactError if the model's tokenizer cannot be read."""
+        if self.lost is not None:
+            raise ArtifactError(f"the model's tokenizer is not there: no {self.lost}; give --tokens N")
         if self.tokenizer is not None:
             return list(self.tokenizer.encode(text).ids)
         return list(text.encode())
 
     def text(self, ids: list[int]) -> str:
         """The text of token ids; what is no byte shows as a question mark in a box."""
+        if self.lost is not None:
+            return " ".join(map(str, ids))
         if self.tokenizer is not None:
             return str(self.tokenizer.decode(ids))
         return bytes(i if i < 256 else 0x1A for i in ids).decode(errors="replace")

@@ -142,3 +142,30 @@ def test_weights_by_their_index(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
     assert SafetensorsWeights(index).names() == ["a"]
+
+
+def test_artifact_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An artifact of a model named by a relative path is verified from anywhere."""
+    (tmp_path / "mine.py").write_text((ROOT / "examples" / "models.py").read_text())
+    monkeypatch.chdir(tmp_path)
+    words = ["--model", "mine.py:dense", *MODEL[2:], "--no-verify", "-o", "out"]
+    assert main(["compile", TP, *words]) == 0
+    monkeypatch.chdir("/")
+    assert main(["verify", str(tmp_path / "out")]) == 0
+
+
+def test_tokenizer_that_is_gone(tmp_path: Path) -> None:
+    """A prompt is refused then, and not read as bytes."""
+    from plancc.runtime.artifact import ArtifactError
+    from plancc.runtime.prompts import Codec
+
+    artifact = compiled(tmp_path, HEAD).artifact
+    assert Codec(artifact).encode("ab") == [97, 98]
+    artifact.manifest["model"]["tokenizer"] = str(tmp_path)
+    codec = Codec(artifact)
+    with pytest.raises(ArtifactError, match="tokenizer is not there"):
+        codec.prompt("ab", None, None)
+    assert codec.prompt(None, None, 3).shape == (1, 3)
+    assert codec.text([5, 7]) == "5 7"
