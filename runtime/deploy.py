@@ -13,6 +13,7 @@ from plancc.runtime.artifact import Artifact, ArtifactError, load_artifact
 from plancc.runtime.generate import Generated, generate
 from plancc.runtime.loading import open_weights
 from plancc.runtime.local import run_local
+from plancc.runtime.meter import metered, summary
 from plancc.runtime.runner import Runner
 from plancc.runtime.transport import Transport
 
@@ -62,6 +63,16 @@ class Deployment:
 
         return self._everyone(one)[0]
 
+    def measure(self, ids: Tensor, new_tokens: int) -> tuple[Generated, dict[str, Any]]:
+        """Generate as `generate` does; and what `runtime.meter` measured, by phase and mesh."""
+        self.artifact.admit(ids.shape[0], ids.shape[1], new_tokens)
+        found = run_local(
+            self.artifact.world,
+            lambda t: metered(self.artifact, t, self.weights, ids, new_tokens),
+            describe=self.artifact.describe,
+        )
+        return found[0][0], summary([record for _, record in found])
+
     def _everyone(self, call: Callable[[RankHandle], Any]) -> list[Any]:
         return run_local(
             self.artifact.world,
@@ -80,6 +91,7 @@ class RankHandle:
             raise ValueError(f"rank {number} is not one of the artifact's {artifact.world} ranks")
         self.artifact = artifact
         self.number = number
+        self.weights = weights
         self.transport = transport
         self.runner = Runner(artifact, transport, weights) if transport is not None else None
 
@@ -129,6 +141,11 @@ def run_rank(transport: Transport, payload: Mapping[str, Any]) -> dict[str, Any]
     artifact = load_artifact(payload["folder"])
     handle = RankHandle(artifact, open_weights(artifact), transport.rank, transport)
     ids = torch.tensor(payload["ids"], dtype=torch.long)
-    out = handle.generate(ids, payload["new_tokens"]).json()
+    out: dict[str, Any]
+    if payload.get("measure"):
+        found, record = metered(artifact, transport, handle.weights, ids, payload["new_tokens"])
+        out = {**found.json(), "record": record}
+    else:
+        out = handle.generate(ids, payload["new_tokens"]).json()
     counters = transport.counters
     return {**out, "calls": dict(counters.calls), "bytes": dict(counters.bytes)}

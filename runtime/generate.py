@@ -30,9 +30,16 @@ class Generated:
 
 
 def generate(
-    runner: Runner, ids: Tensor, new_tokens: int, on_token: Callable[[Tensor], None] | None = None
+    runner: Runner,
+    ids: Tensor,
+    new_tokens: int,
+    on_token: Callable[[Tensor], None] | None = None,
+    on_step: Callable[[Sequence, int], None] | None = None,
 ) -> Generated:
-    """Continue `ids` [B, T] by `new_tokens` greedy tokens. Every rank of the world calls this alike."""
+    """Continue `ids` [B, T] by `new_tokens` greedy tokens. Every rank of the world calls this alike.
+
+    `on_token` sees each new token [B], `on_step` the state after each step and its number.
+    """
     state = Sequence()
     tokens, variants = [], []
     begin = first = time.perf_counter()
@@ -47,6 +54,8 @@ def generate(
                 on_token(token)
             if index == 0:
                 first = time.perf_counter()
+            if on_step is not None:
+                on_step(state, index)
             step, phase = token.unsqueeze(1), "decode"
     end = time.perf_counter()
     later = (end - first) / (new_tokens - 1) if new_tokens > 1 else 0.0

@@ -83,6 +83,8 @@ def run_artifact(args: argparse.Namespace, folder: Path) -> int:
         "tps": args.batch / found["tpot_s"] if found["tpot_s"] else None,
         "weights": artifact.manifest["weights"]["kind"],
     }  # fmt: skip
+    if "measured" in found:
+        facts["measured"] = found["measured"]
     if "events" in found:
         facts["events"] = found["events"]
     if args.check:
@@ -96,7 +98,8 @@ def generate(args: argparse.Namespace, artifact: Any, ids: Any) -> dict[str, Any
     from plancc.runtime.deploy import Deployment
 
     if args.backend == "local":
-        return Deployment(artifact).generate(ids, args.new_tokens).json()
+        result, measured = Deployment(artifact).measure(ids, args.new_tokens)
+        return {**result.json(), "measured": measured}
     if under_torchrun():
         with Deployment(artifact).this_rank(args.backend) as rank:
             return rank.generate(ids, args.new_tokens).json()
@@ -106,14 +109,17 @@ def generate(args: argparse.Namespace, artifact: Any, ids: Any) -> dict[str, Any
         return elastic(artifact, ids, args.new_tokens, args.time_limit)
     from plancc.runtime.launch import launch
 
+    from plancc.runtime.meter import summary
+
     payload = {
-        "folder": str(artifact.folder.resolve()), "ids": ids.tolist(), "new_tokens": args.new_tokens
+        "folder": str(artifact.folder.resolve()), "ids": ids.tolist(),
+        "new_tokens": args.new_tokens, "measure": True,
     }  # fmt: skip
     found = launch(
         artifact.world, "plancc.runtime.deploy:run_rank", payload, backend=args.backend,
         time_limit=args.time_limit, describe=artifact.describe,
     )  # fmt: skip
-    return found[0]
+    return {**found[0], "measured": summary([one["record"] for one in found])}
 
 
 def too_few_devices(backend: str, world: int) -> str | None:
@@ -156,8 +162,30 @@ def show(args: argparse.Namespace, facts: dict[str, Any]) -> None:
     )
     for event in facts.get("events", ()):
         print(f"-- step {event['step']}: {event['what']} {event['detail']} (pool {event['pool']})")
+    for line in measured_lines(facts):
+        print(line)
     if facts["weights"] == "seed":
         print("-- weights come from seed 0 (no --weights given): the text means nothing")
     if "matches_reference" in facts:
         same = "the same tokens as" if facts["matches_reference"] else "OTHER TOKENS THAN"
         print(f"-- {same} one device")
+
+
+def measured_lines(facts: dict[str, Any]) -> list[str]:
+    """Shares of time and bytes by phase and mesh."""
+    lines = []
+    for phase, meshes in facts.get("measured", {}).items():
+        for mesh, row in meshes.items():
+            line = (
+                f"-- {phase} {mesh}: {row['ranks']} ranks, busy {row['busy']:.0%}, "
+                f"communication {row['communication']:.0%}"
+            )
+            if row["bound"]:
+                line += (
+                    f", to other meshes and merges {row['sent_most'] / 1e3:,.1f} kB a rank "
+                    f"(least possible {row['bound'] / 1e3:,.1f})"
+                )
+            lines.append(line)
+    if lines and facts["backend"] == "local":
+        lines.append("-- local ranks take turns on one core: waiting for a turn counts as communication")
+    return lines

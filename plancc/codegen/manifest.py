@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,16 @@ from plancc.dsl.plan import ResolvedPlan, Variant
 from plancc.ir.graph import Graph
 from plancc.ir.layout import CutLeaf, Layout, LocalTree, Prod, Stage, cuts
 from plancc.ir.mesh import World
-from plancc.ir.program import Compute, Held, ProgramSet, RankProgram, Weight, produced
+from plancc.ir.program import (
+    Compute,
+    Held,
+    Merge,
+    ProgramSet,
+    RankProgram,
+    Recv,
+    Weight,
+    produced,
+)
 
 SCHEMA = "plancc/artifact@1"
 DTYPES = {text: dtype for dtype, text in SHORT.items()}
@@ -86,7 +96,28 @@ def program_json(program: RankProgram, file: str) -> dict[str, Any]:
             name: held_json(held, names) for name, held in program.outputs.items()
         },
         "caches": caches_json(program),
+        "stages": [stage.mesh for stage in program.stages],
+        "traffic": traffic_json(program),
     }
+
+
+def traffic_json(program: RankProgram) -> list[dict[str, Any]]:
+    """What this class takes from other stages and what it merges; equal rows once, with their number."""
+    held = {out.name: out for step in program.instructions for out in produced(step)}
+    found: Counter[str] = Counter()
+    for step in program.instructions:
+        if isinstance(step, Recv):
+            row = held_json(step.out, program.leaf_names) | {
+                "kind": "receive", "from": stage_json(step.edge.source)
+            }  # fmt: skip
+        elif isinstance(step, Merge):
+            row = held_json(held[step.operand], program.leaf_names) | {
+                "kind": "merge", "over": step.part.count, "dtype": SHORT[step.out_rows.dtype]
+            }  # fmt: skip
+        else:
+            continue
+        found[json.dumps(row)] += 1
+    return [{**json.loads(text), "count": count} for text, count in found.items()]
 
 
 def write_artifact(
