@@ -20,6 +20,7 @@ UNSUPPORTED: dict[tuple[str, str], str] = {
     ("comm", "dtype"): "a wire type",
     ("comm", "grad_dtype"): "a wire type of gradients",
     ("comm", "stream"): "a choice of stream",
+    ("comm", "sync"): "synchronisation by anything but events",
     ("mode", "train"): "training",
     ("dim", "params"): "placing params",
     ("dim", "grads"): "placing grads",
@@ -100,7 +101,7 @@ def _layout_runs(rule: Job, layout: str) -> bool:
 
 
 def _setting_features(place: str, settings: Iterable[Setting]) -> Iterator[tuple[str, str, Span]]:
-    plain = (("virtual", 1), ("recompute", False))
+    plain = (("virtual", 1), ("recompute", False), ("sync", "event"))
     for setting in settings:
         if (setting.name, setting.value) not in plain:
             yield place, setting.name, setting.span

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from plancc.dsl.diagnostics import Report
 from plancc.dsl.plan import Combine, Expr, Job, Place
+from plancc.dsl.sizes import part_sizes
 from plancc.dsl.source import Span
 from plancc.dsl.vocabulary import DIMS
 from plancc.ir.layout import Part, Stage
@@ -185,11 +186,20 @@ class _Assignment:
         if index is None or state.mesh is None:
             return
         count = self.matcher.modules.layer_count
+        self.warn_layers(rule, count, self.world.grids[state.mesh].sizes[axis])
         stages = self.world.grids[state.mesh].sizes[axis]
         bounds = [count * c // stages for c in range(stages + 1)]
         state.coords[axis] = next(c for c in range(stages) if bounds[c] <= index < bounds[c + 1])
         state.depth.add(axis)
         state.span = rule.span
+
+    def warn_layers(self, rule: Job, count: int, stages: int) -> None:
+        """P303 for stages of unequal length, once a rule."""
+        if count % stages and "layers" not in self.matcher.plan.facts:
+            shares = ", ".join(f"{size} on {n}" for size, n in part_sizes(count, stages))
+            self.report.warning(
+                "P303", f"{count} layers over {stages} stages are uneven: {shares}", rule.axis_spans[0]
+            )
 
     def has_axis(self, mesh: str, axis: str, rule: Job) -> bool:
         if axis in self.world.grids[mesh].sizes:
@@ -315,7 +325,7 @@ class _Assignment:
             paths = list(self.unplaced)
             shown = ", ".join(paths[:6]) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
             self.report.error(
-                "P307", f"{len(paths)} modules have no mesh", None, notes=[shown],
+                "P307", f"{len(paths)} module{'s have' if len(paths) > 1 else ' has'} no mesh", None, notes=[shown],
                 help=["begin with a rule for everything: place ** on MESH"],
             )  # fmt: skip
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 
+import torch
+
 from plancc.dsl.diagnostics import Report
 from plancc.dsl.plan import Place, ResolvedPlan, Target
 from plancc.ir.graph import Graph, Node
@@ -37,6 +39,13 @@ def anchor_size(anchor: Anchor) -> int | None:
 def check_facts(plan: ResolvedPlan, named: NamedGraph, report: Report) -> None:
     """P311 for each stated fact that no module of the model bears out."""
     facts = model_facts(named)
+    check_type(plan, named, report)
+    if "experts" not in facts:
+        for name in sorted({"experts", "top_k", "groups", "group_top_k"} & set(plan.facts)):
+            report.error(
+                "P311", f"`{name}` is stated, but the model has no experts", plan.fact_spans.get(name),
+                help=["delete the line"],
+            )  # fmt: skip
     for name, stated in plan.facts.items():
         actual = facts.get(name)
         if actual is None or not isinstance(stated, int) or stated in actual:
@@ -48,6 +57,36 @@ def check_facts(plan: ResolvedPlan, named: NamedGraph, report: Report) -> None:
             label=f"the traced model has {actual[0]}",
             help=["correct the line, or delete it: facts are read off the model"],
         )
+
+
+TYPES = {
+    torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"
+}  # fmt: skip
+
+
+def check_type(plan: ResolvedPlan, named: NamedGraph, report: Report) -> None:
+    """P311 where the stated dtype is none of the parameters' own; nothing is ever converted."""
+    found = {
+        TYPES[p.value.dtype]
+        for p in named.graph.params.values()
+        if p.kind == "param" and p.value.dtype in TYPES
+    }
+    stated = plan.facts.get("dtype")
+    if stated is not None and found and str(stated) not in found:
+        report.error(
+            "P311", f"`dtype = {stated}` differs from the model, which is in {', '.join(sorted(found))}",
+            plan.fact_spans.get("dtype"), help=["the model decides: make it in that type, or delete the line"],
+        )  # fmt: skip
+
+
+def check_length(plan: ResolvedPlan, graph: Graph, report: Report) -> None:
+    """P311 (warning) where the declared lengths go beyond the model's positions."""
+    longest, declared = graph.limits.get("T"), plan.inputs.get("seq_len")
+    if longest is not None and declared is not None and declared[1] > longest:
+        report.warning(
+            "P311", f"`seq_len` goes up to {declared[1]}, the model has {longest} positions",
+            plan.fact_spans.get("seq_len"), help=["longer prompts are refused when they are run"],
+        )  # fmt: skip
 
 
 def check_operators(plan: ResolvedPlan, graph: Graph, report: Report) -> None:

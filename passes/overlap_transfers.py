@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar
 
 from plancc.dsl.diagnostics import Report
@@ -77,6 +78,13 @@ def check_traffic(unit: Unit, report: Report) -> None:
     for _, step in unit.instructions:
         if isinstance(step, Transfer):
             used.add((mesh_of(step.edge.source.mesh), mesh_of(step.edge.target.mesh)))
+    for pipeline in unit.plan.pipelines:
+        for source, target in pairwise(pipeline.chain):
+            if (source, target) not in used:
+                report.error(
+                    "P501", f"nothing flows from `{source}` to `{target}` in this pipeline", pipeline.span,
+                    help=["name the meshes in the order in which the layers are placed"],
+                )  # fmt: skip
     for comm in active_comms(unit.plan, unit.variant):
         ways = {(comm.source, comm.target)} | ({(comm.target, comm.source)} if comm.kind == "both" else set())
         if comm.kind in ("edge", "both") and not ways & used:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plancc.codegen.manifest import write_artifact
+from plancc.codegen.manifest import program_json, write_artifact
 from plancc.codegen.python import emit_program
 from plancc.compiler import Compiled, Watch, compile_graph
 from plancc.dsl import Diagnostic, load_plan
@@ -138,6 +138,8 @@ def reopen(
         for cls, program in zip(classes, programs, strict=True):
             if emit_program(program, resolved.name) != (folder / cls["file"]).read_text():
                 raise ArtifactError(f"{folder / cls['file']} is not what its plan and model give today")
+            if {**program_json(program, cls["file"])} != {k: cls[k] for k in cls}:
+                raise ArtifactError(f"{folder}: the weight table of {cls['file']} has changed")
     return Built(folder, compiled, None)
 
 

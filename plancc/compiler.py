@@ -20,7 +20,7 @@ from plancc.ir.shape import NamedGraph
 from plancc.passes.assign_places import AssignPlaces
 from plancc.passes.base import Pass, Unit
 from plancc.passes.chunk_attention import chunk_attention, chunk_depths
-from plancc.passes.check_facts import check_facts, check_operators, named_hints
+from plancc.passes.check_facts import check_facts, check_length, check_operators, named_hints
 from plancc.passes.check_programs import CheckPrograms
 from plancc.passes.check_rules import CheckRules
 from plancc.passes.derive_phases import NotCausal, derive_phase
@@ -107,6 +107,7 @@ def name_model(plan: ResolvedPlan, graph: Graph, report: Report) -> NamedGraph:
         report.raise_errors()
         raise
     check_facts(plan, named, report)
+    check_length(plan, graph, report)
     check_operators(plan, graph, report)
     report.raise_errors()
     return named

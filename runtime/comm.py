@@ -30,7 +30,7 @@ class Comm:
         self.transport = transport
         self.view = view
         self.base = 0
-        self._cache: dict[Any, Any] = {}
+        self._cache: dict[Any, Any] = {}  # emptied when it grows: tables of owners change every step
 
     def all_reduce(self, x: Tensor, parts: Parts, at: int) -> Tensor:
         """The sum of `x` over the ranks along `parts`."""
@@ -156,9 +156,15 @@ class Comm:
         at = {rank: i for i, rank in enumerate(peers.group)}
         return [found[at[rank]] for rank in peers.ranks]
 
+    def trim(self, most: int = 2000) -> None:
+        """Forget what was worked out for past sizes once there is too much of it."""
+        if len(self._cache) > most:
+            self._cache.clear()
+
     def _pieces(self, d: Dim, peers: Peers) -> tuple[Ranges, list[Ranges]]:
         """The indices that the peers hold together, and those of each."""
         key = (d.key, peers.parts)
+        self.trim()
         if key not in self._cache:
             own = self.view.coord_of(self.view.rank)
             along = set(peers.parts)
@@ -171,6 +177,7 @@ class Comm:
         self, source: Members, has: Sequence[Dim], target: Members, wants: Sequence[Dim]
     ) -> _Routes:
         key = (source.ranks, tuple(d.key for d in has), target.ranks, tuple(d.key for d in wants))
+        self.trim()
         if key not in self._cache:
             self._cache[key] = find_routes(self.view, source, has, target, wants)
         return self._cache[key]

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         built = api.compile(
             args.plan, args.model, folder, weights=args.weights, sets=dict(args.sets),
             model_args=dict(args.model_args), verify=not args.no_verify,
-            watch=printer(args.print_after) if args.print_after else None,
+            watch=printer(args.print_after, args.json) if args.print_after else None,
         )  # fmt: skip
     except user_errors() as problem:
         return complain(str(problem))
@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def printer(name: str):
-    """A watch that prints the instructions once the pass called `name` has run."""
+def printer(name: str, as_json: bool):
+    """A watch that prints the unit once the pass called `name` has run (on stderr beside JSON)."""
     from plancc.compiler import PIPELINE
     from plancc.ir.printer import unit_text
 
@@ -59,7 +59,7 @@ def printer(name: str):
 
     def watch(step: str, unit: object, took: float) -> None:
         if step == name:
-            sys.stdout.write(unit_text(unit) + "\n")
+            (sys.stderr if as_json else sys.stdout).write(unit_text(unit) + "\n")
 
     return watch
 

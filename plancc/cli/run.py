@@ -37,9 +37,13 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.plan)
     try:
         if (folder / "manifest.json").is_file():
+            if args.sets or args.weights:
+                return complain("--set and --weights are compiled in: give them to compile") and 2
             return run_artifact(args, folder)
         if folder.is_dir():
             return complain(f"{folder} is not an artifact: it has no manifest.json")
+        if not folder.exists():
+            return complain(f"{folder} does not exist")
         if not args.model:
             return complain("a plan needs --model") and 2
         import plancc.api as api

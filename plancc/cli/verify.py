@@ -52,6 +52,8 @@ def verify_target(args: argparse.Namespace):
         return api.verify(built, full_size=args.full_size, dtype=dtype)
     if folder.is_dir():
         raise SystemExit(complain(f"{folder} is not an artifact: it has no manifest.json"))
+    if not folder.exists():
+        raise SystemExit(complain(f"{folder} does not exist"))
     if not args.model:
         raise SystemExit(complain("a plan needs --model") and 2)
     with tempfile.TemporaryDirectory() as aside:

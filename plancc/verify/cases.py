@@ -40,6 +40,9 @@ def choose_case(unit: Unit, graph: Graph, dtype: torch.dtype, seed: int = 0) -> 
     batch, tokens = chosen_sizes(unit, graph)
     inputs = random_inputs(graph, batch, tokens, dtype, seed)
     phase = unit.graph.phase
+    if phase == "decode" and tokens < 2:
+        tokens = 2
+        inputs = random_inputs(graph, batch, tokens, dtype, seed)
     if phase != "decode":
         return Case(inputs, ((phase, inputs),), tokens, 0)
     name, ids = next(iter(inputs.items()))

@@ -17,7 +17,7 @@ from plancc.ir.program import Collective, Transfer
 from plancc.passes.base import Unit
 from plancc.passes.check_programs import LOCAL
 from plancc.runtime.artifact import Artifact, load_artifact
-from plancc.runtime.comm import cut
+from plancc.runtime.comm import cut, put
 from plancc.runtime.failure import RankFailure
 from plancc.runtime.loading import Loaded
 from plancc.runtime.local import run_local
@@ -126,15 +126,24 @@ class Verification:
             result = self.result(unit, float("inf"), float("inf"), {}, str(problem))
             return result, self.locate(unit, case)
         error, relative, sent, blank = 0.0, 0.0, {}, False
+        covered: dict[str, Tensor] = {}
         for shards, counted in found:
             sent = merged(sent, counted)
             for name, (lo, hi), ranges, piece in shards:
                 want = case.expected(name, expected)
                 if want is not None:
                     blank = blank or not_a_number(want)
-                    gap = difference(piece, cut(want[lo:hi], ranges))
+                    seen = covered.setdefault(name, torch.zeros(want.shape, dtype=torch.bool))
+                    part = cut(want[lo:hi], ranges)
+                    put(seen[lo:hi], ranges, torch.ones(part.shape, dtype=torch.bool))
+                    gap = difference(piece, part)
                     error = max(error, gap)
                     relative = max(relative, gap / max(scale(want), 1e-30))
+        missing = [name for name, seen in covered.items() if not bool(seen.all())]
+        if missing or not covered:
+            return self.result(
+                unit, float("inf"), float("inf"), sent, f"no rank has all of {', '.join(missing) or 'it'}"
+            ), self.locate(unit, case)
         message = "one device gives nothing but NaN: there is nothing to compare with" if blank else ""
         result = self.result(unit, error, relative, sent, message)
         return result, None if result.ok else self.locate(unit, case)

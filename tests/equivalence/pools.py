@@ -1,10 +1,13 @@
-"""What the tests of attention pools share: a plan from its choices, a tiny grouped Llama, runs that are counted."""
+"""What the tests of attention pools share.
+
+A plan from its choices, a tiny grouped Llama, runs that are counted.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,14 +24,15 @@ from plancc.runtime.runner import Runner
 from plancc.verify.reference import buffers_of, random_params
 
 LLAMA = dict(
-    hidden_size=32, num_attention_heads=8, num_key_value_heads=4, num_hidden_layers=2, vocab_size=60,
-    intermediate_size=48, max_position_embeddings=160, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    hidden_size=32, num_attention_heads=8, num_key_value_heads=4, num_hidden_layers=2,
+    vocab_size=60, intermediate_size=48, max_position_embeddings=160, bos_token_id=1,
+    eos_token_id=2, pad_token_id=0,
 )  # fmt: skip
 
 
-@lru_cache(maxsize=None)
+@cache
 def pool_model(name: str, **sizes: int) -> Graph:
-    """The dense model with room for 160 positions, a grouped Llama of the same sizes, or one of the zoo."""
+    """The dense model with room for 160 positions, a grouped Llama, or a model of the zoo."""
     if name == "dense":
         return capture(dense(**{"max_len": 160, **sizes}))
     if name == "llama8":
@@ -50,10 +54,15 @@ class PoolPlan:
     share: str = ""
     comm: str = ""
     guard: str = "seq_len > 6"
-    inputs: Mapping[str, str] = field(default_factory=lambda: {"batch": "1..64", "seq_len": "1..256"})
+    inputs: Mapping[str, str] = field(
+        default_factory=lambda: {"batch": "1..64", "seq_len": "1..256"}
+    )
     budgets: tuple[str, str] = ("", "")
     attn: str = "layers.*.self_attn"
-    others: str = "place layers.*.mlp { split ffn over tp }\nplace embed_tokens, lm_head { split vocab over tp }"
+    others: str = (
+        "place layers.*.mlp { split ffn over tp }\n"
+        "place embed_tokens, lm_head { split vocab over tp }"
+    )
 
     def text(self) -> str:
         """The plan."""
@@ -96,7 +105,7 @@ def overlap(**options: int) -> str:
 
 @dataclass(frozen=True)
 class Counted:
-    """What one rank generated, how many cache slots moved, and what was noted of each step (bytes by verb and target)."""
+    """What one rank generated, how many cache slots moved, and what was noted of each step."""
 
     generated: Generated
     moved: int
@@ -107,7 +116,10 @@ def counted_runs(
     lowered: Lowered, requests: Sequence[tuple[Tensor, int]], *, dtype: torch.dtype = torch.float64,
     counting: Callable[[Any], Any] | None = None,
 ) -> list[list[Counted]]:  # fmt: skip
-    """Per rank, what it did in each request in turn (the runner stays): tokens, moves, bytes by step."""
+    """Per rank, what it did in each request in turn (the runner stays).
+
+    Tokens, moves, bytes by step.
+    """
     graph = lowered.compiled.graph
     source = Loaded(random_params(graph, dtype), buffers_of(graph, dtype))
 

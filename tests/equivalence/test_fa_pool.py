@@ -1,8 +1,11 @@
-"""The FA Pool example: 8 base ranks and 0..32 pool ranks generate the tokens of one device around every threshold."""
+"""The FA Pool example.
+
+8 base ranks and 0..32 pool ranks generate the tokens of one device around every threshold.
+"""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
@@ -20,7 +23,7 @@ LAYERS = 2
 MODELS = ("dense", "llama8")
 
 
-@lru_cache(maxsize=None)
+@cache
 def pool(model: str) -> Lowered:
     """The example with a small threshold."""
     return lower("fa_pool.plan", pool_model(model), {"long": LONG})
@@ -43,7 +46,10 @@ def equal_tokens(model: str, requests) -> list[list[Counted]]:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_variant_of_every_phase_is_right(model: str) -> None:
-    """Forward, prefill and decode with 0, 8, 16 and 32 pool ranks: more ranks than tokens, empty blocks."""
+    """Forward, prefill and decode with 0, 8, 16 and 32 pool ranks.
+
+    More ranks than tokens, empty blocks.
+    """
     lowered = pool(model)
     result = lowered.verify()
     assert result.ok, explain_failure(result)
@@ -54,7 +60,7 @@ def test_every_variant_of_every_phase_is_right(model: str) -> None:
 
 
 def test_the_example_is_the_papers_setting() -> None:
-    """Eight base devices, a pool of 0..32 in steps of 8 beyond 4096 tokens, budgets of 65 and 45 GB."""
+    """8 base devices, a pool of 0..32 in steps of 8 beyond 4096 tokens, 65 and 45 GB."""
     plan, report = load_plan(str(example()))
     assert plan is not None and not report.diagnostics
     base, fa = plan.meshes["base"], plan.meshes["fa"]
@@ -76,7 +82,7 @@ def example():
 @pytest.mark.parametrize("batch", [1, 2, 3])
 @pytest.mark.parametrize("model", MODELS)
 def test_prompts_around_every_threshold(model: str, batch: int) -> None:
-    """Prompts one short of, at and beyond each threshold, one request after the other, then short again."""
+    """Prompts one short of, at and beyond each threshold, in turn; then a short one again."""
     graph = pool_model(model)
     lengths = [n + d for n in THRESHOLDS for d in (-1, 0, 1)] + [2]
     found = equal_tokens(model, [(prompt(graph, batch, n), 3) for n in lengths])
@@ -88,7 +94,10 @@ def test_prompts_around_every_threshold(model: str, batch: int) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_one_generation_across_all_thresholds(model: str) -> None:
-    """0 -> 8 -> 16 -> 32 ranks within one generation of 3 uneven micro-batches; the cache moves thrice."""
+    """0 -> 8 -> 16 -> 32 ranks within one generation of 3 uneven micro-batches.
+
+    The cache moves thrice.
+    """
     graph = pool_model(model)
     found = equal_tokens(model, [(prompt(graph, 3, 3), 64), (prompt(graph, 1, 3), 2)])
     first, second = found[0]
@@ -100,15 +109,25 @@ def test_one_generation_across_all_thresholds(model: str) -> None:
 
 
 def test_a_prompt_beyond_the_threshold_moves_no_cache() -> None:
-    """Prefill already leaves the cache with the pool; crossing one threshold moves each layer once."""
-    found = equal_tokens("dense", [(prompt(pool_model("dense"), 2, 6), 6), (prompt(pool_model("dense"), 2, 3), 6)])
+    """Prefill already leaves the cache with the pool.
+
+    Crossing one threshold moves each layer once.
+    """
+    found = equal_tokens(
+        "dense", [(prompt(pool_model("dense"), 2, 6), 6), (prompt(pool_model("dense"), 2, 3), 6)]
+    )
     assert all([c.moved for c in rank] == [0, LAYERS] for rank in found)
 
 
 @pytest.mark.parametrize("case", ["batch", "seq_len", "tokens", "positions"])
 def test_lengths_that_the_plan_does_not_admit_are_refused(case: str) -> None:
     """Before anything runs, with the range in words."""
-    text = {"batch": (1025, 4, 1), "seq_len": (1, 131072, 1), "tokens": (64, 65000, 1), "positions": (1, 160, 1)}
+    text = {
+        "batch": (1025, 4, 1),
+        "seq_len": (1, 131072, 1),
+        "tokens": (64, 65000, 1),
+        "positions": (1, 160, 1),
+    }
     batch, tokens, new = text[case]
     run = Deployment(pool("dense").artifact)
     said = {"positions": "160 positions"}.get(case, f"{case} = ")

@@ -86,7 +86,9 @@ def test_queries_in_a_zigzag_are_not_supported_yet() -> None:
 
 def cache_of(compiled: Compiled, variant: int) -> int:
     """Bytes of cache on the fullest pool rank in decode."""
-    unit = next(u for u in compiled.units if (u.graph.phase, u.variant.index) == ("decode", variant))
+    unit = next(
+        u for u in compiled.units if (u.graph.phase, u.variant.index) == ("decode", variant)
+    )
     assert unit.programs is not None
     program = next(p for p in unit.programs.programs if p.name.startswith("fa"))
     return program_memory(program, unit.programs, largest_inputs(unit)[0]).cache
@@ -94,7 +96,7 @@ def cache_of(compiled: Compiled, variant: int) -> int:
 
 @pytest.mark.parametrize("layout", ["", " (block = ceil(seq_len / sp))", " (layout = zigzag)"])
 def test_the_cache_of_a_pool_rank_is_its_share_of_the_positions(layout: str) -> None:
-    """Of the longest input: n / p positions, one block of new ones more, of 2 layers x 32 x (k, v) in float32."""
+    """n / p positions of the longest input and a block of new ones: 2 layers, k and v of 32."""
     plan = replace(
         PLAN, jobs=(f"split kv_seq over sp{layout}",), inputs={"batch": "1..2", "seq_len": "1..150"},
         steps=(("4", "seq_len > 6"),),
@@ -108,5 +110,7 @@ def test_the_bound_on_tokens_limits_batch_and_length_together() -> None:
     """The longest input has few sequences, the widest is short."""
     inputs = {"batch": "1..64", "seq_len": "1..128", "tokens": "1..1024"}
     plan = replace(PLAN, inputs=inputs)
-    found = {largest_inputs(unit) for unit in lower(plan.text(), pool_model("dense")).compiled.units}
+    found = {
+        largest_inputs(unit) for unit in lower(plan.text(), pool_model("dense")).compiled.units
+    }
     assert found == {((64, 6),), ((64, 12),), ((8, 128), (64, 16))}

@@ -1,4 +1,7 @@
-"""What `plancc run` reports: shares of time by mesh, bytes of each rank against the least possible."""
+"""What `plancc run` reports.
+
+Shares of time by mesh, bytes of each rank against the least possible.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ MODEL = ["layers=2", "hidden=64", "heads=16", "ffn=96", "vocab=90"]
 
 @pytest.mark.parametrize(("tokens", "size"), [(5, 8), (17, 16), (65, 32)])
 @pytest.mark.parametrize("depth", [1, 2])
-def test_blocks_send_the_least_possible_within_a_twentieth(depth: int, tokens: int, size: int) -> None:
+def test_blocks_send_the_least_possible_within_a_twentieth(
+    depth: int, tokens: int, size: int
+) -> None:
     """Of the example at every size of its pool: exact on average, the fullest rank within 5 %."""
     lowered = lower("fa_pool.plan", pool_model("dense", **WIDE), {"long": 4, "depth": depth})
     ids = prompt(lowered.compiled.graph, 2, tokens)
@@ -62,11 +67,25 @@ def test_the_command_reports_them(capsys) -> None:
 
     args = ["run", str(EXAMPLES / "fa_pool.plan"), "--model", f"{EXAMPLES / 'models.py'}:dense"]
     args += [x for arg in MODEL for x in ("--model-arg", arg)]
-    args += ["--set", "long=4", "--batch", "2", "--tokens", "15", "--new-tokens", "3", "--no-verify"]
+    args += [
+        "--set",
+        "long=4",
+        "--batch",
+        "2",
+        "--tokens",
+        "15",
+        "--new-tokens",
+        "3",
+        "--no-verify",
+    ]
     assert main([*args, "--check", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["matches_reference"] is True
-    assert found["ttft_s"] > 0 and found["tpot_s"] > 0 and found["tps"] == pytest.approx(2 / found["tpot_s"])
+    assert (
+        found["ttft_s"] > 0
+        and found["tpot_s"] > 0
+        and found["tps"] == pytest.approx(2 / found["tpot_s"])
+    )
     assert set(found["measured"]["decode"]) == {"base", "fa"}
     assert main(args) == 0
     text = capsys.readouterr().out

@@ -1,8 +1,11 @@
-"""Overlap with a pool, by the order of instructions and of recorded events: chunks of heads, and micro-batches by turns."""
+"""Overlap with a pool, by the order of instructions and of recorded events.
+
+Chunks of heads, and micro-batches by turns.
+"""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import pytest
@@ -16,10 +19,14 @@ SIZES = dict(heads=16, hidden=64)
 SENDS, RECVS, SUMS = "send", "recv", "all_reduce"
 
 
-@lru_cache(maxsize=None)
+@cache
 def example(depth: int = 2, batches: int = 2) -> Lowered:
     """The example; 8 base ranks have two heads each."""
-    return lower("fa_pool.plan", pool_model("dense", **SIZES), {"long": 4, "depth": depth, "batches": batches})
+    return lower(
+        "fa_pool.plan",
+        pool_model("dense", **SIZES),
+        {"long": 4, "depth": depth, "batches": batches},
+    )
 
 
 def steps(lowered: Lowered, phase: str, mesh: str, variant: int = 2) -> list[Any]:
@@ -86,7 +93,10 @@ def test_pauses_stand_before_the_first_result_only() -> None:
 
 
 class Tracing(Watched):
-    """Notes what a rank does, in order: (verb, instruction, how often it did so before in this step)."""
+    """Notes what a rank does, in order.
+
+    (verb, instruction, how often it did so before in this step).
+    """
 
     record = list
 
@@ -127,7 +137,9 @@ def waits(events) -> list[list[tuple[str, int, int]]]:
 
 
 def test_a_base_rank_computes_one_micro_batch_while_the_other_is_with_the_pool() -> None:
-    """Between sending q of micro-batch 0 and taking its result, the rank runs micro-batch 1, in every layer."""
+    """Between sending q of micro-batch 0 and taking its result, the rank runs micro-batch 1, in
+    every layer.
+    """
     found = waits(trace(2))
     assert len(found) == 2
     for meanwhile in found:

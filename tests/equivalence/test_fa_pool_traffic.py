@@ -1,9 +1,12 @@
-"""What an attention pool sends, counted by target: merges inside nodes first, decode steps that do not grow."""
+"""What an attention pool sends, counted by target.
+
+Merges inside nodes first, decode steps that do not grow.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cache
 
 import pytest
 from lowered import EXAMPLES, Lowered, lower, prompt
@@ -14,7 +17,7 @@ LAYERS, HEADS, DEPTH, BYTES, PER_NODE, BASE = 2, 32, 2, 8, 8, 8
 POOL = 32
 
 
-@lru_cache(maxsize=None)
+@cache
 def example(tree: bool, depth: int = 2) -> Lowered:
     """The example with thresholds 4, 16 and 64; without the tree its merges are flat."""
     text = (EXAMPLES / "fa_pool.plan").read_text()
@@ -47,7 +50,10 @@ def total(steps: list[list[Mapping]], verb: str, at: int) -> int:
 
 @pytest.mark.parametrize(("tokens", "size"), [(17, 16), (65, 32)])
 def test_merging_inside_nodes_first_sends_an_eighth_across(tokens: int, size: int) -> None:
-    """Across nodes: flat (p - m) H rows (D + 1), tree (p/m - 1) H rows (D + 1), for m ranks in a node."""
+    """Across nodes.
+
+    Flat (p - m) H rows (D + 1), tree (p/m - 1) H rows (D + 1), for m ranks in a node.
+    """
     batch = 2
     unit = LAYERS * HEADS * batch * (DEPTH + 1) * BYTES
     found = {}
@@ -64,7 +70,10 @@ def test_merging_inside_nodes_first_sends_an_eighth_across(tokens: int, size: in
 
 
 def test_every_rank_of_the_pool_sends_the_same() -> None:
-    """A merge over p ranks: (1 - 1/p) of the partial result from each, tree or flat; then its share of out."""
+    """A merge over p ranks: (1 - 1/p) of the partial result from each, tree or flat.
+
+    Then its share of out.
+    """
     for tree in (False, True):
         steps = steps_of(example(tree, depth=1), 1, 65, 3)
         for rank in range(BASE, BASE + POOL):
@@ -77,7 +86,10 @@ def test_every_rank_of_the_pool_sends_the_same() -> None:
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_decode_step_ships_the_new_token_only(batch: int) -> None:
-    """q to every pool rank, k and v to their owner, the result back, the token to all; whatever the length."""
+    """q to every pool rank, k and v to their owner, the result back, the token to all.
+
+    Whatever the length.
+    """
     steps = steps_of(example(True), batch, 17, 40)
     row = LAYERS * batch * HEADS * DEPTH * BYTES
     expected = 16 * row + 2 * row + row + 32 * batch * 8
@@ -103,14 +115,19 @@ def test_growing_the_pool_ships_what_changes_hands() -> None:
     before, crossing, after = (total(steps, "exchange", at) for at in (1, 2, 3))
     assert before == 8 * row + 3 * row + told
     assert after == 16 * row + 3 * row + told
-    held = {i: i // 2 for i in range(15)} | {15: 7}  # blocks of ceil(15 / 8), then the emptiest rank
+    held = {i: i // 2 for i in range(15)} | {
+        15: 7
+    }  # blocks of ceil(15 / 8), then the emptiest rank
     wanted = {i: i for i in range(16)}  # blocks of ceil(16 / 16)
     moved = sum(held[i] != wanted[i] for i in range(16))
     assert crossing == after + 2 * row * moved
 
 
 def test_heads_first_needs_no_merge_and_sends_the_least() -> None:
-    """Every q, k, v leaves the base once, every result leaves the pool once; each rank sends the same."""
+    """Every q, k, v leaves the base once, every result leaves the pool once.
+
+    Each rank sends the same.
+    """
     plan = PoolPlan(
         base=8, devices=8, per_node=8, axes="hp = 0..8 step 8", jobs=("split heads over hp",), combine="",
         steps=(("hp = 8", "seq_len > 6"),),

@@ -1,4 +1,7 @@
-"""Pools in other ways: heads first, queries split, zigzag, a shared cache, odd sizes, other models and types."""
+"""Pools in other ways.
+
+Heads first, queries split, zigzag, a shared cache, odd sizes, other models and types.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,10 @@ def lowered_pool(case: str) -> Lowered:
 
 @pytest.mark.parametrize("case", PLANS)
 def test_a_pool_gives_the_tokens_of_one_device(case: str) -> None:
-    """Every variant is verified; three prompts grow across both steps, then one starts short again."""
+    """Every variant is verified.
+
+    Three prompts grow across both steps, then one starts short again.
+    """
     lowered = lowered_pool(case)
     result = lowered.verify()
     assert result.ok, explain_failure(result)
@@ -83,9 +89,14 @@ def test_a_pool_gives_the_tokens_of_one_device(case: str) -> None:
         assert all(c.moved == 0 for rank in found for c in rank)
 
 
-@pytest.mark.parametrize("case", ["blocks", "zigzag", "queries", "window", "more_ranks_than_tokens"])
+@pytest.mark.parametrize(
+    "case", ["blocks", "zigzag", "queries", "window", "more_ranks_than_tokens"]
+)
 def test_the_merges_of_a_pool(case: str) -> None:
-    """Cut keys are merged inside nodes first, at once where the pool lies askew; cut queries not at all."""
+    """Cut keys are merged inside nodes first, at once where the pool lies askew.
+
+    Cut queries not at all.
+    """
     lowered = lowered_pool(case)
     merged = {
         unit.variant.index: [s.part.count for _, s in unit.instructions if isinstance(s, Merge)]
@@ -103,7 +114,10 @@ def test_derived_merges_are_flat() -> None:
 
 
 def test_a_zigzag_evens_out_the_causal_triangle() -> None:
-    """Of 24 positions on 4 ranks: blocks leave the last rank 2.7 times the work of a zigzag's fullest."""
+    """Of 24 positions on 4 ranks.
+
+    Blocks leave the last rank 2.7 times the work of a zigzag's fullest.
+    """
     from plancc.ir.layout import Part
     from plancc.runtime.owners import Table
 
@@ -119,12 +133,17 @@ def test_a_zigzag_evens_out_the_causal_triangle() -> None:
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 6e-2)])
 @pytest.mark.parametrize("case", ["blocks_async", "heads_first", "window"])
 def test_other_types(case: str, dtype: torch.dtype, close: float) -> None:
-    """In float32 and bfloat16 the logits are as close as the type allows, and ranks agree on tokens."""
+    """In float32 and bfloat16 the logits are as close as the type allows, and ranks agree on
+    tokens.
+    """
     lowered = lowered_pool(case)
     result = lowered.verify(dtype=dtype)
     assert all(v.max_rel_error <= close for v in result.variants), explain_failure(result)
     ids = prompt(lowered.compiled.graph, 2, 5)
-    found = [rank[0].generated.tokens.tolist() for rank in counted_runs(lowered, [(ids, 10)], dtype=dtype)]
+    found = [
+        rank[0].generated.tokens.tolist()
+        for rank in counted_runs(lowered, [(ids, 10)], dtype=dtype)
+    ]
     assert all(tokens == found[0] for tokens in found)
 
 

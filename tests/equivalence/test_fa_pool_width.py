@@ -1,4 +1,7 @@
-"""At the paper's true width: 5,000 tokens prefilled and a few decoded through the pool, equal to one device."""
+"""At the paper's true width.
+
+5,000 tokens prefilled and a few decoded through the pool, equal to one device.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ def true_width() -> torch.nn.Module:
 
 
 def on_one_device(model: torch.nn.Module, ids: Tensor) -> Tensor:
-    """Logits of the last NEW positions [NEW, vocab]; only those, for 5,000 x 32,000 of them take room."""
+    """Logits of the last NEW positions [NEW, vocab].
+
+    Only those, for 5,000 x 32,000 of them take room.
+    """
     kept = {}
     hook = model.norm.register_forward_hook(lambda _, __, out: kept.update(x=out))
     head, model.lm_head = model.lm_head, torch.nn.Identity()
@@ -37,7 +43,10 @@ def on_one_device(model: torch.nn.Module, ids: Tensor) -> Tensor:
 
 @pytest.mark.slow
 def test_the_papers_width_through_the_pool() -> None:
-    """Tokens equal, logits close: prefill of 5,000 tokens, then decode, all 40 ranks in this process."""
+    """Tokens equal, logits close.
+
+    Prefill of 5,000 tokens, then decode, all 40 ranks in this process.
+    """
     model = true_width()
     graph = capture(model)
     lowered = lower(EXAMPLES / "fa_pool.plan", graph, phases=("prefill", "decode"))

@@ -1,10 +1,12 @@
-"""Every merge of partial attention that is forgotten, wrongly grouped or wrongly spread is caught, and keys misplaced."""
+"""Every merge of partial attention that is forgotten, wrongly grouped or wrongly spread is caught,
+and keys misplaced.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 
 import pytest
 from lowered import Lowered, captured, lower
@@ -29,7 +31,7 @@ PLANS = {
 PHASES = ("forward", "prefill", "decode")
 
 
-@lru_cache(maxsize=None)
+@cache
 def pool(plan: str, phase: str) -> Lowered:
     """One phase of one of PLANS; sound before anything is planted."""
     phases = (phase,) if phase != "decode" else ("prefill", "decode")
@@ -107,7 +109,10 @@ def test_rows_of_another_chunk_are_caught(phase: str) -> None:
     """The logsumexp of one chunk of heads beside the result of the other."""
     lowered = pool("chunks", phase)
     first, second = [s for s in merges(lowered) if s.part.stride == 1][:2]
-    faults = [(second, replace(second, rows=first.rows)), (first, replace(first, operand=second.operand))]
+    faults = [
+        (second, replace(second, rows=first.rows)),
+        (first, replace(first, operand=second.operand)),
+    ]
     assert uncaught(lowered, faults) == []
 
 
@@ -145,7 +150,11 @@ def test_a_merge_that_one_class_lacks_is_caught_before_anything_runs() -> None:
     """Where pool ranks are base ranks too, two classes share the pool's stage."""
     lowered = pool("tree", "forward")
     programs = programs_of(lowered)
-    place = next(i for i, p in enumerate(programs.programs) if any(isinstance(s, Merge) for s in p.instructions))
+    place = next(
+        i
+        for i, p in enumerate(programs.programs)
+        if any(isinstance(s, Merge) for s in p.instructions)
+    )
     half = programs.programs[place]
     step = next(merges(lowered))
     ranks = half.ranks[:2], half.ranks[2:]

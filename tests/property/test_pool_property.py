@@ -1,10 +1,13 @@
-"""Random attention pools: any sizes, heads, axes, merges, depth and batches give what one device gives."""
+"""Random attention pools.
+
+Any sizes, heads, axes, merges, depth and batches give what one device gives.
+"""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
@@ -39,16 +42,21 @@ class Pool:
     dtype: torch.dtype
 
 
-@lru_cache(maxsize=None)
+@cache
 def model(heads: tuple[int, int]) -> Graph:
     """One layer, heads of 4."""
     count, kv = heads
-    return pool_model("dense", layers=1, hidden=4 * count, heads=count, kv_heads=kv, ffn=10, vocab=40)
+    return pool_model(
+        "dense", layers=1, hidden=4 * count, heads=count, kv_heads=kv, ffn=10, vocab=40
+    )
 
 
 @st.composite
 def pools(draw: st.DrawFn) -> Pool:
-    """Two steps of a pool of one axis, or of two with heads first; keys in blocks, evenly or in a zigzag."""
+    """Two steps of a pool of one axis, or of two with heads first.
+
+    Keys in blocks, evenly or in a zigzag.
+    """
     layout = draw(st.sampled_from((" (block = ceil(seq_len / sp))", "", " (layout = zigzag)")))
     small, large = sorted(draw(st.lists(st.integers(1, 7), min_size=2, max_size=2, unique=True)))
     hp = draw(st.sampled_from((1, 1, 2, 3)))
