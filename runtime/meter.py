@@ -1,10 +1,9 @@
-"""Measure a generation: time inside transport calls, bytes that leave each rank, and the least that must leave.
+"""Measure a generation: time in transport calls, bytes that leave a rank, the least that must.
 
-The bound of a step follows from the layouts alone. A rank of mesh M gives its share of what other meshes
-need of M (each element once for each rank that computes with it: q to every rank of a key axis, k and v to
-their owner, results to the ranks that go on), and in a merge over g ranks (1 - 1/g) of its partial result
-with one column of logsumexp. Heads-first has no merge, and every rank sends just this much; blocks add
-what rounding adds: heads or positions that the ranks do not divide.
+The bound of a step follows from layouts alone. A rank gives its share of what other meshes compute
+with (q to every rank of a key axis, k and v to their owner, results to those who go on), and of a
+merge over g ranks (1 - 1/g) of its partial result, with a column of logsumexp. Heads first has no
+merge and sends just that; blocks add what they round up, where ranks do not divide heads.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ PHASES = ("prefill", "decode")
 
 
 class Meter:
-    """A transport around another one: seconds inside its verbs, and bytes given to other ranks by verb.
+    """A transport around another: seconds inside its verbs, bytes given to other ranks by verb.
 
-    Reductions and gatherings count as rings do them; what the runner moves itself counts as `moves`.
+    Reductions and gatherings count as rings do them; the runner's own transfers as `moves`.
     """
 
     def __init__(self, inner: Transport) -> None:
@@ -155,7 +154,7 @@ def class_of(state: Running, rank: int) -> Mapping[str, Any]:
 
 
 def least(runner: Runner, state: Running, batch: int, tokens: int) -> dict[str, Any]:
-    """What this rank needed of each mesh in the last step, and what its merges must send, in bytes."""
+    """What this rank needed of each mesh in the last step, what its merges must send: bytes."""
     program = class_of(state, runner.transport.rank)
     view, _, _ = runner.ready(program)
     env = {"B": batch, "T": tokens, "P": state.past - tokens}
@@ -175,7 +174,7 @@ def least(runner: Runner, state: Running, batch: int, tokens: int) -> dict[str, 
 
 
 def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Phase -> mesh -> ranks, busy and communication share, bytes sent between meshes and the bound.
+    """Phase -> mesh -> ranks, shares of time, bytes sent to other meshes and in merges, bound.
 
     Shares are means over the mesh's ranks: time outside and inside transport calls over the time of
     the steps; waiting counts as inside. Bytes are per rank: the mean, the largest, the bound.

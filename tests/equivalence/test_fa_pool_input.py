@@ -98,8 +98,8 @@ def cache_of(compiled: Compiled, variant: int) -> int:
 def test_the_cache_of_a_pool_rank_is_its_share_of_the_positions(layout: str) -> None:
     """n / p positions of the longest input and a block of new ones: 2 layers, k and v of 32."""
     plan = replace(
-        PLAN, jobs=(f"split kv_seq over sp{layout}",), inputs={"batch": "1..2", "seq_len": "1..150"},
-        steps=(("4", "seq_len > 6"),),
+        PLAN, jobs=(f"split kv_seq over sp{layout}",), steps=(("4", "seq_len > 6"),),
+        inputs={"batch": "1..2", "seq_len": "1..150"},
     )  # fmt: skip
     compiled = lower(plan.text(), pool_model("dense")).compiled
     position = 2 * 2 * 32 * 4 * 2

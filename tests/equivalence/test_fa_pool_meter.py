@@ -15,7 +15,8 @@ from plancc.runtime.deploy import Deployment
 
 WIDE = dict(heads=32, hidden=512)
 HEADS_FIRST = PoolPlan(
-    base=8, devices=16, per_node=8, axes="hp = 8, sp = 0..2", steps=(("1", "seq_len > 6"), ("2", "seq_len > 12")),
+    base=8, devices=16, per_node=8, axes="hp = 8, sp = 0..2",
+    steps=(("1", "seq_len > 6"), ("2", "seq_len > 12")),
     jobs=("split heads over hp", "split kv_seq over sp (block = ceil(seq_len / sp))"),
 )  # fmt: skip
 MODEL = ["layers=2", "hidden=64", "heads=16", "ffn=96", "vocab=90"]

@@ -129,8 +129,8 @@ def test_heads_first_needs_no_merge_and_sends_the_least() -> None:
     Each rank sends the same.
     """
     plan = PoolPlan(
-        base=8, devices=8, per_node=8, axes="hp = 0..8 step 8", jobs=("split heads over hp",), combine="",
-        steps=(("hp = 8", "seq_len > 6"),),
+        base=8, devices=8, per_node=8, axes="hp = 0..8 step 8", combine="",
+        jobs=("split heads over hp",), steps=(("hp = 8", "seq_len > 6"),),
     )  # fmt: skip
     lowered = lower(plan.text(), pool_model("dense", heads=HEADS, hidden=HEADS * DEPTH))
     steps = steps_of(lowered, 2, 9, 3)

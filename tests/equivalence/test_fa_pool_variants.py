@@ -37,17 +37,23 @@ PLANS = {
     "heads_first": (HEADS_FIRST, "llama8"),
     "heads_first_async": (replace(HEADS_FIRST, comm=overlap(depth=2, batches=3)), "dense"),
     "heads_beside_blocks": (
-        PoolPlan(devices=8, per_node=4, axes="hp = 2, sp = 0..4", jobs=("split heads over hp", BLOCKS)),
+        PoolPlan(
+            devices=8, per_node=4, axes="hp = 2, sp = 0..4", jobs=("split heads over hp", BLOCKS)
+        ),
         "dense",
     ),
     "zigzag": (ZIGZAG, "dense"),
     "zigzag_async": (replace(ZIGZAG, comm=BOTH), "llama8"),
     "zigzag_shared": (replace(ZIGZAG, share="share kv from base"), "dense"),
     "three_then_five": (
-        PoolPlan(devices=5, axes="sp = 0..5", steps=(("3", "seq_len > 6"), ("5", "seq_len > 12"))), "dense",
+        PoolPlan(devices=5, axes="sp = 0..5", steps=(("3", "seq_len > 6"), ("5", "seq_len > 12"))),
+        "dense",
     ),
     "more_ranks_than_tokens": (
-        PoolPlan(base=8, devices=16, per_node=8, axes="sp = 0..16", steps=(("16", "seq_len > 1"),), guard="seq_len > 1"),
+        PoolPlan(
+            base=8, devices=16, per_node=8, axes="sp = 0..16", steps=(("16", "seq_len > 1"),),
+            guard="seq_len > 1",
+        ),
         "llama8",
     ),
     "multi_query": (replace(PLAIN, **FALCON), "falcon_mqa"),
@@ -156,8 +162,8 @@ def test_the_pool_runs_attention_and_nothing_else() -> None:
                 assert not program.weights
                 computed = {s.target for s in program.instructions if isinstance(s, Compute)}
                 assert computed <= {
-                    "plancc.attention_over_keys.default", "plancc.cache_append.default", "aten.slice.Tensor",
-                    "aten.cat.default",
+                    "plancc.attention_over_keys.default", "plancc.cache_append.default",
+                    "aten.slice.Tensor", "aten.cat.default",
                 }  # fmt: skip
 
 
