@@ -44,7 +44,7 @@ def check_guards(walk: Walk, mode: str, phase: str | None) -> tuple[Variant, ...
         ranges = ", ".join(f"{name} in {lo}..{hi}" for name, (lo, hi) in domain.ranges.items())
         block = walk.world.model[0] if walk.world.model is not None else None
         report.error(
-            "P110", "the ranges of the inputs exclude each other", block and block.name.span,
+            "P110", "the ranges of the inputs exclude each other", block.name.span if block else None,
             notes=f"no batch times seq_len gives such tokens: {ranges}",
         )  # fmt: skip
         return ()

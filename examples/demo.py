@@ -1,6 +1,6 @@
 """The demo: a plan of a dozen lines, an unmodified model, 16 ranks in one process; then a real encoder.
 
-    make demo      (or: python examples/demo.py)
+make demo      (or: python examples/demo.py)
 """
 
 from __future__ import annotations

@@ -60,9 +60,7 @@ class AssignPlaces:
 
 
 class _Assignment:
-    def __init__(
-        self, named: NamedGraph, world: World, matcher: Matcher, report: Report
-    ) -> None:
+    def __init__(self, named: NamedGraph, world: World, matcher: Matcher, report: Report) -> None:
         self.named = named
         self.world = world
         self.matcher = matcher
@@ -198,7 +196,9 @@ class _Assignment:
         if count % stages and "layers" not in self.matcher.plan.facts:
             shares = ", ".join(f"{size} on {n}" for size, n in part_sizes(count, stages))
             self.report.warning(
-                "P303", f"{count} layers over {stages} stages are uneven: {shares}", rule.axis_spans[0]
+                "P303",
+                f"{count} layers over {stages} stages are uneven: {shares}",
+                rule.axis_spans[0],
             )
 
     def has_axis(self, mesh: str, axis: str, rule: Job) -> bool:
@@ -218,12 +218,13 @@ class _Assignment:
         if (id(rule), axis) not in self.fixed_axes:
             self.fixed_axes.add((id(rule), axis))
             self.report.error(
-                "P304", f"axis `{axis}` is fixed and split at once", rule.axis_spans[0], notes=[note]
+                "P304",
+                f"axis `{axis}` is fixed and split at once",
+                rule.axis_spans[0],
+                notes=[note],
             )
 
-    def cuts(
-        self, state: _State
-    ) -> Mapping[int, tuple[tuple[Part, ...], str | None]]:
+    def cuts(self, state: _State) -> Mapping[int, tuple[tuple[Part, ...], str | None]]:
         """The parts of each leaf, jobs in order of their axes on the mesh (major to minor)."""
         assert state.mesh is not None
         grid = self.world.grids[state.mesh]
@@ -325,7 +326,8 @@ class _Assignment:
             paths = list(self.unplaced)
             shown = ", ".join(paths[:6]) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
             self.report.error(
-                "P307", f"{len(paths)} module{'s have' if len(paths) > 1 else ' has'} no mesh", None, notes=[shown],
+                "P307", f"{len(paths)} module{'s have' if len(paths) > 1 else ' has'} no mesh", None,
+                notes=[shown],
                 help=["begin with a rule for everything: place ** on MESH"],
             )  # fmt: skip
 
@@ -343,9 +345,7 @@ def key_share(rule: Job, block: str) -> str:
     return f"owned+{'zigzag' if zigzag else block}"
 
 
-def report_no_match(
-    report: Report, pattern: str, span: Span, paths: Iterable[str]
-) -> None:
+def report_no_match(report: Report, pattern: str, span: Span, paths: Iterable[str]) -> None:
     """P306 with the nearest module names."""
     from difflib import get_close_matches
 

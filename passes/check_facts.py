@@ -75,7 +75,8 @@ def check_type(plan: ResolvedPlan, named: NamedGraph, report: Report) -> None:
     if stated is not None and found and str(stated) not in found:
         report.error(
             "P311", f"`dtype = {stated}` differs from the model, which is in {', '.join(sorted(found))}",
-            plan.fact_spans.get("dtype"), help=["the model decides: make it in that type, or delete the line"],
+            plan.fact_spans.get("dtype"),
+            help=["the model decides: make it in that type, or delete the line"],
         )  # fmt: skip
 
 
@@ -96,7 +97,9 @@ def check_operators(plan: ResolvedPlan, graph: Graph, report: Report) -> None:
         for target in place.targets:
             if target.kind == "op" and not any(True for _ in operators(modules, place, target)):
                 words = (replace(target, pattern=word) for word in CANONICAL_OPS)
-                known = [t.pattern for t in words if any(True for _ in operators(modules, place, t))]
+                known = [
+                    t.pattern for t in words if any(True for _ in operators(modules, place, t))
+                ]
                 report.error(
                     "P306", f"`{target.pattern}` matches no operator", target.span,
                     label="none here" if target.within else "none in the model",

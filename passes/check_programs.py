@@ -107,7 +107,10 @@ def unequal_collectives(programs: ProgramSet) -> Iterator[str]:
                 continue
             a, b = collectives(first, stage), collectives(program, stage)
             if a != b:
-                at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+                at = next(
+                    (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y),
+                    min(len(a), len(b)),
+                )
                 yield f"collective {at} of {stage} differs between {first.name} and {program.name}"
 
 

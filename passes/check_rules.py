@@ -23,9 +23,7 @@ class CheckRules:
 
     def run(self, unit: Unit, report: Report) -> Unit:
         """Compare the plan's `combine` and `share` rules with what the layouts use."""
-        used = {
-            id(unit.places[name].combine) for name, plan in unit.layouts.items() if plan.merges
-        }
+        used = {id(unit.places[name].combine) for name, plan in unit.layouts.items() if plan.merges}
         caches = {
             mesh_of(unit.places[node.name].stage.mesh)
             for node in unit.graph.nodes
@@ -36,7 +34,9 @@ class CheckRules:
                 report.error(
                     "P316", f"attention is combined by logsumexp, not by {rule.by}", rule.span
                 )
-            elif isinstance(rule, Combine) and id(rule) not in used and not alone(unit, place, rule):
+            elif (
+                isinstance(rule, Combine) and id(rule) not in used and not alone(unit, place, rule)
+            ):
                 report.error(
                     "P316", "there is nothing to combine here", rule.span,
                     label="no attention of this target has its keys cut over an axis",
@@ -53,8 +53,15 @@ class CheckRules:
 def alone(unit: Unit, place: Place, rule: Combine) -> bool:
     """Whether the axes of a combine have one rank each in this variant (a pool that has yet to grow)."""
     chosen = unit.variant.index
-    names = [n for (mesh, v), n in unit.world.names.items() if v == chosen and place.mesh in (mesh, None)]
-    sizes = [unit.world.grids[n].sizes[a] for n in names for a in rule.axes if a in unit.world.grids[n].sizes]
+    names = [
+        n for (mesh, v), n in unit.world.names.items() if v == chosen and place.mesh in (mesh, None)
+    ]
+    sizes = [
+        unit.world.grids[n].sizes[a]
+        for n in names
+        for a in rule.axes
+        if a in unit.world.grids[n].sizes
+    ]
     return bool(sizes) and set(sizes) == {1}
 
 

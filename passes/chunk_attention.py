@@ -83,7 +83,9 @@ class _Chunks:
         pieces = [self.chunk(node, i, span, group) for i, span in enumerate(spans)]
         refs = tuple(Ref(piece) for piece in pieces)
         self.nodes.append(
-            replace(node, name=f"{node.name}_cat", target="aten.cat.default", args=(refs, 1), kwargs={})
+            replace(
+                node, name=f"{node.name}_cat", target="aten.cat.default", args=(refs, 1), kwargs={}
+            )
         )
 
     def chunk(self, node: Node, index: int, span: tuple[int, int], group: int) -> str:
@@ -97,9 +99,11 @@ class _Chunks:
         shape = (out.shape[0], (hi - lo) * group, *out.shape[2:])
         self.add(
             replace(
-                node, name=f"{node.name}_part{index}", args=(Ref(q), Ref(k), Ref(v), *rest),
+                node,
+                name=f"{node.name}_part{index}",
+                args=(Ref(q), Ref(k), Ref(v), *rest),
                 outs=(Value(name, shape, out.dtype),),
-            )  # fmt: skip
+            )
         )
         return name
 
@@ -125,5 +129,3 @@ class _Chunks:
     def add(self, node: Node) -> None:
         self.nodes.append(node)
         self.values.update((o.name, o) for o in node.outs)
-
-

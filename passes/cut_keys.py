@@ -96,7 +96,9 @@ def scatter(layout: Layout, part: Part, heads: Tree) -> dict[int, tuple[Part, ..
     """Leaf id of the heads dim -> the factors of `part` that further cut it."""
     taken = {leaf.id: (leaf.parts, None) for leaf in cuts(layout.dims[1])}
     found: dict[int, tuple[Part, ...]] = {}
-    for leaf, share in allot(list(leaves(heads)), part.mesh, part.axis, part.count, "balanced", taken):
+    for leaf, share in allot(
+        list(leaves(heads)), part.mesh, part.axis, part.count, "balanced", taken
+    ):
         factor = replace(share, stride=share.stride * part.stride, size=part.size)
         found[leaf.id] = (*found.get(leaf.id, ()), factor)
     return found

@@ -271,7 +271,15 @@ class _Derivation:
             Node("last_logits", "aten.select.int", (Ref(logits), 1, -1), {}, (last,), path, "")
         )
         self.nodes.append(
-            Node("next_token", "aten.argmax.default", (Ref("last_logits"), -1), {}, (token,), path, "")
+            Node(
+                "next_token",
+                "aten.argmax.default",
+                (Ref("last_logits"), -1),
+                {},
+                (token,),
+                path,
+                "",
+            )
         )
         return "next_token"
 

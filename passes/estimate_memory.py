@@ -29,7 +29,6 @@ from plancc.ir.program import (
 )
 from plancc.passes.base import Unit
 
-
 CACHE, SLICE = "plancc.cache_append.default", "aten.slice.Tensor"
 
 
@@ -102,9 +101,7 @@ def program_memory(program: RankProgram, programs: ProgramSet, largest: tuple[in
     micro = -(-batch // max(1, min(programs.microbatches, batch)))
     env = {BATCH: micro, TOKENS: new, PAST: seq - new}
     weights = sum(held_bytes(w.held, env) for w in program.weights)
-    cache = sum(
-        held_bytes(held, {**env, BATCH: batch}) for held in cached(program)
-    )
+    cache = sum(held_bytes(held, {**env, BATCH: batch}) for held in cached(program))
     live, size, peak = {}, 0, 0
     skip = {held.name for held in cached(program)}
     for step in program.instructions:
@@ -167,10 +164,8 @@ def tree_size(tree: LocalTree, env: Mapping[sympy.Symbol, int]) -> int:
 def share_of(size: int, part: Part) -> int:
     """The largest share of one rank; owners of cached positions also take turns at blocks of new ones."""
     rule, _, first = part.rule.partition("+")
-    if first == "zigzag":
-        most = 2 * -(-size // (2 * part.count))
-    else:
-        most = -(-size // part.count)
+    fine = 2 if first == "zigzag" else 1
+    most = fine * -(-size // (fine * part.count))
     return min(size, most + APPEND_BLOCK - 1) if rule == "owned" else most
 
 

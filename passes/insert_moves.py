@@ -104,9 +104,7 @@ class _Builder:
     def emit(self, node: Node, binding: Binding, plan: NodeLayout, origin: Origin) -> None:
         stage = plan.stage
         local: dict[tuple[str | int, ...], Ref] = {}
-        for operand, layout, once in zip(
-            binding.operands, plan.operands, plan.once, strict=True
-        ):
+        for operand, layout, once in zip(binding.operands, plan.operands, plan.once, strict=True):
             held = self.fetch(operand.value, stage, layout, origin)
             if once:
                 masked = Held(
@@ -195,9 +193,7 @@ class _Builder:
             held = known
         return held
 
-    def bring(
-        self, value: str, stage: Stage, layout: Layout, origin: Origin
-    ) -> dict[Layout, Held]:
+    def bring(self, value: str, stage: Stage, layout: Layout, origin: Origin) -> dict[Layout, Held]:
         """Make `value` present on a stage that does not hold it yet."""
         whole = self.whole(value)
         if value in self.unit.graph.params:
@@ -244,9 +240,7 @@ class _Builder:
             alias = Held(source.name, value, target, source.dtype, stage)
             self.held.setdefault((value, stage), {})[target] = alias
             return
-        edge = Edge(
-            self.edges, home, stage, value, source.layout, target, self.values[value].dtype
-        )
+        edge = Edge(self.edges, home, stage, value, source.layout, target, self.values[value].dtype)
         self.edges += 1
         held = self.hold(value, stage, target, f"{value}_in")
         self.instructions.append(((home, stage), Transfer(source.name, held, edge, origin)))

@@ -42,7 +42,10 @@ def localise_node(
         return any(leaf.parts for leaf in cuts(layouts[id(operand)].dims[dim]))
 
     def is_sized(operand: Operand, dim: int) -> bool:
-        return any(leaf.parts or isinstance(leaf.size, int) for leaf in cuts(layouts[id(operand)].dims[dim]))
+        return any(
+            leaf.parts or isinstance(leaf.size, int)
+            for leaf in cuts(layouts[id(operand)].dims[dim])
+        )
 
     renamed = replace(
         node,
@@ -72,9 +75,7 @@ def localise_keys(
     return "plancc.attention_over_keys.default", args, wanted
 
 
-def _rename(
-    arg: Any, at: tuple[str | int, ...], local: Mapping[tuple[str | int, ...], Ref]
-) -> Any:
+def _rename(arg: Any, at: tuple[str | int, ...], local: Mapping[tuple[str | int, ...], Ref]) -> Any:
     if isinstance(arg, Ref):
         return local[at]
     if isinstance(arg, (tuple, list)):

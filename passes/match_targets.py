@@ -95,8 +95,10 @@ CANONICAL_OPS: Mapping[str, tuple[str, ...]] = {
     "layer_norm": ("aten.layer_norm.default", "aten.native_layer_norm.default"),
     "rms_norm": ("aten.rms_norm.default", "aten._fused_rms_norm.default"),
     "softmax": ("aten.softmax.int", "aten._softmax.default"),
-    "conv": tuple(f"aten.conv{d}d.{form}" for d in "123" for form in ("default", "padding"))
-    + ("aten.convolution.default",),
+    "conv": (
+        *(f"aten.conv{d}d.{form}" for d in "123" for form in ("default", "padding")),
+        "aten.convolution.default",
+    ),
     "add": ("aten.add.Tensor", "aten.add.Scalar"),
     "mul": ("aten.mul.Tensor", "aten.mul.Scalar"),
     "gelu": ("aten.gelu.default",),

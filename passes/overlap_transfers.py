@@ -86,7 +86,9 @@ def check_traffic(unit: Unit, report: Report) -> None:
                     help=["name the meshes in the order in which the layers are placed"],
                 )  # fmt: skip
     for comm in active_comms(unit.plan, unit.variant):
-        ways = {(comm.source, comm.target)} | ({(comm.target, comm.source)} if comm.kind == "both" else set())
+        ways = {(comm.source, comm.target)} | (
+            {(comm.target, comm.source)} if comm.kind == "both" else set()
+        )
         if comm.kind in ("edge", "both") and not ways & used:
             edges = ", ".join(f"{a} -> {b}" for a, b in sorted(used)) or "none"
             report.error(
@@ -140,9 +142,13 @@ def disorder(programs: tuple[RankProgram, ...], batches: int) -> str | None:
             if isinstance(step, (Send, Recv, Transfer)):
                 pair = (step.edge.source, step.edge.target)
                 if not isinstance(step, Recv):
-                    sent.setdefault(pair, {}).setdefault(program.name, []).append((batch, step.edge.index))
+                    sent.setdefault(pair, {}).setdefault(program.name, []).append(
+                        (batch, step.edge.index)
+                    )
                 if not isinstance(step, Send):
-                    got.setdefault(pair, {}).setdefault(program.name, []).append((batch, step.edge.index))
+                    got.setdefault(pair, {}).setdefault(program.name, []).append(
+                        (batch, step.edge.index)
+                    )
             elif isinstance(step, (Collective, Merge)):
                 row = together.setdefault(step.out.stage, {}).setdefault(program.name, [])
                 row.append((batch, step.out.name))

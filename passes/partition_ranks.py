@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from plancc.dsl.diagnostics import Report
 from plancc.ir.graph import Ref
 from plancc.ir.layout import Layout, Stage, cut_tree
+from plancc.ir.leaf_names import name_leaves
 from plancc.ir.program import (
     Collective,
     Compute,
@@ -26,7 +27,6 @@ from plancc.ir.program import (
 )
 from plancc.passes.base import Unit
 from plancc.passes.overlap_transfers import overlapped
-from plancc.ir.leaf_names import name_leaves
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,9 @@ def input_values(unit: Unit, key: tuple[Stage, ...]) -> tuple[Held, ...]:
     out = []
     for value in unit.graph.inputs:
         dims = tuple(cut_tree(t, lambda p, leaf: ()) for t in unit.named.shapes[value.name])
-        out.append(Held(value.name, value.name, Layout(dims), value.dtype, key[0] if key else Stage("")))
+        out.append(
+            Held(value.name, value.name, Layout(dims), value.dtype, key[0] if key else Stage(""))
+        )
     return tuple(out)
 
 

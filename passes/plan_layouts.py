@@ -16,8 +16,8 @@ from plancc.ir.layout import Layout, Part, Stage, cut_tree, cuts, pending_parts
 from plancc.ir.mesh import World
 from plancc.ir.shape import Binding, NamedGraph, Operand, leaves
 from plancc.passes.base import MergeStep, NodeLayout, Placed, Unit
-from plancc.passes.cut_together import cut_together
 from plancc.passes.cut_keys import cut_positions, key_label, merge_steps
+from plancc.passes.cut_together import cut_together
 
 Active = Mapping[tuple[str, int], tuple[Part, ...]]
 """(row label, leaf id) -> the parts that cut it at this node."""
@@ -93,9 +93,7 @@ class _Planner:
         """The layout of one operand or output under the active labels."""
         dims = []
         for tree, labels in zip(self.named.shapes[operand.value], operand.labels, strict=True):
-            dims.append(
-                cut_tree(tree, lambda p, leaf, at=labels: active.get((at[p], leaf.id), ()))
-            )
+            dims.append(cut_tree(tree, lambda p, leaf, at=labels: active.get((at[p], leaf.id), ())))
         return Layout(tuple(dims))
 
     def passed(

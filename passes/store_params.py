@@ -28,7 +28,7 @@ def store_params(unit: Unit) -> Mapping[tuple[str, Stage], Layout]:
         if rule is not None and rule.stage.mesh == stage.mesh:
             cuts = {leaf: parts for leaf, (parts, _) in rule.cuts.items()}
             out[(value, stage)] = Layout(
-                tuple(cut_tree(t, lambda p, leaf: cuts.get(leaf.id, ())) for t in shapes)
+                tuple(cut_tree(t, lambda p, leaf, by=cuts: by.get(leaf.id, ())) for t in shapes)
             )
         elif len(layouts) == 1:
             out[(value, stage)] = next(iter(layouts))

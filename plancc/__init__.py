@@ -1,7 +1,7 @@
 """plancc: a declarative parallel-plan compiler for PyTorch.
 
-    built = plancc.compile("examples/tp8_pp2.plan", model, out="build/")
-    plancc.load("build/").generate(ids, new_tokens=8)
+built = plancc.compile("examples/tp8_pp2.plan", model, out="build/")
+plancc.load("build/").generate(ids, new_tokens=8)
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from plancc.models import LoadedModel, load_model
 from plancc.passes.capture import capture
 from plancc.runtime.artifact import Artifact, ArtifactError, load_artifact
 from plancc.runtime.deploy import Deployment
-from plancc.verify import VerifyResult, Verification
+from plancc.verify import Verification, VerifyResult
 
 
 class VerifyError(Exception):
@@ -87,7 +87,12 @@ def compile(
     compiled = compile_graph(resolved, graph, report, phases=phases, watch=watch)
     spec, stored = weight_spec(module, graph, found, weights)
     origin = {"plan_file": str(Path(plan).resolve()), "sets": dict(sets or {})}
-    facts = {**versions(), **origin, "model": model_json(module, loaded, model_args, found), "weights": spec}
+    facts = {
+        **versions(),
+        **origin,
+        "model": model_json(module, loaded, model_args, found),
+        "weights": spec,
+    }
     result = None
     folder = Path(out)
     if verify:
@@ -111,7 +116,10 @@ def check_writable(folder: Path) -> None:
 
 
 def reopen(
-    folder: Path, *, model: nn.Module | str | None = None, model_args: Mapping[str, str] | None = None
+    folder: Path,
+    *,
+    model: nn.Module | str | None = None,
+    model_args: Mapping[str, str] | None = None,
 ) -> Built:
     """An artifact with what it was compiled from, lowered again from its recorded plan and model.
 
@@ -133,11 +141,15 @@ def reopen(
     rows = [row["classes"] for row in artifact.manifest["programs"]]
     sets_today = [programs.programs for _, programs in compiled.sets]
     if [len(classes) for classes in rows] != [len(programs) for programs in sets_today]:
-        raise ArtifactError(f"{folder} does not hold the programs that its plan and model give today")
+        raise ArtifactError(
+            f"{folder} does not hold the programs that its plan and model give today"
+        )
     for classes, programs in zip(rows, sets_today, strict=True):
         for cls, program in zip(classes, programs, strict=True):
             if emit_program(program, resolved.name) != (folder / cls["file"]).read_text():
-                raise ArtifactError(f"{folder / cls['file']} is not what its plan and model give today")
+                raise ArtifactError(
+                    f"{folder / cls['file']} is not what its plan and model give today"
+                )
             if {**program_json(program, cls["file"])} != {k: cls[k] for k in cls}:
                 raise ArtifactError(f"{folder}: the weight table of {cls['file']} has changed")
     return Built(folder, compiled, None)

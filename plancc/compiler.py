@@ -19,10 +19,10 @@ from plancc.ir.program import ProgramSet
 from plancc.ir.shape import NamedGraph
 from plancc.passes.assign_places import AssignPlaces
 from plancc.passes.base import Pass, Unit
-from plancc.passes.chunk_attention import chunk_attention, chunk_depths
 from plancc.passes.check_facts import check_facts, check_length, check_operators, named_hints
 from plancc.passes.check_programs import CheckPrograms
 from plancc.passes.check_rules import CheckRules
+from plancc.passes.chunk_attention import chunk_attention, chunk_depths
 from plancc.passes.derive_phases import NotCausal, derive_phase
 from plancc.passes.estimate_memory import EstimateMemory
 from plancc.passes.find_static import FindStatic
@@ -161,7 +161,9 @@ def compile_graph(
     try:
         named, notes = named_phases(forward, wanted)
     except NotCausal as problem:
-        report.error("P311", f"the model has no phase to match: {problem}", plan.fact_spans.get("phase"))
+        report.error(
+            "P311", f"the model has no phase to match: {problem}", plan.fact_spans.get("phase")
+        )
         report.raise_errors()
         raise
     seconds["name-dims"] = time.perf_counter() - begin
@@ -200,7 +202,9 @@ def chunked(unit: Unit, report: Report) -> Unit:
     if max(depth.values(), default=1) < 2:
         return unit
     graph = chunk_attention(unit.graph, depth)
-    return replace(unit, graph=graph, named=name_dims(graph, named_hints(unit.plan, Modules(graph))))
+    return replace(
+        unit, graph=graph, named=name_dims(graph, named_hints(unit.plan, Modules(graph)))
+    )
 
 
 @contextmanager
@@ -228,4 +232,11 @@ def check_model(
         return
 
 
-__all__: list[Any] = ["PIPELINE", "Compiled", "check_model", "compile_graph", "lower", "named_phases"]
+__all__: list[Any] = [
+    "PIPELINE",
+    "Compiled",
+    "check_model",
+    "compile_graph",
+    "lower",
+    "named_phases",
+]

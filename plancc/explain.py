@@ -118,7 +118,7 @@ def fold(path: str, modules: Modules) -> str:
     if index is None:
         return path or "(root)"
     head = modules.layer_list
-    return f"{head}.*{path[len(head) + 1 + len(str(index)):]}"
+    return f"{head}.*{path[len(head) + 1 + len(str(index)) :]}"
 
 
 def traffic(unit: Unit) -> list[Traffic]:
@@ -166,7 +166,9 @@ def explain_text(facts: Mapping[str, Any]) -> str:
     lines = [f"{facts['plan']}: {facts['ranks']} ranks"]
     for mesh in facts["meshes"]:
         axes = ", ".join(f"{a} {n}" for a, n in mesh["axes"].items())
-        lines.append(f"  mesh {mesh['name']}[{axes}]  ranks {mesh['ranks'][0]}..{mesh['ranks'][-1]}")
+        lines.append(
+            f"  mesh {mesh['name']}[{axes}]  ranks {mesh['ranks'][0]}..{mesh['ranks'][-1]}"
+        )
     if len(facts["variants"]) > 1:
         lines.append("variants")
         lines += [f"  {v['index']}  {v['guard']}" for v in facts["variants"]]

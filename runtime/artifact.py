@@ -74,7 +74,9 @@ class Artifact:
             known = self.manifest["inputs"].get(name)
             if known and not known[0] <= value <= known[1]:
                 detail = f" ({prompt} + {new_tokens} new tokens)" if name != "batch" else ""
-                return f"{name} = {value}{detail} is outside {known[0]}..{known[1]}, the plan's range"
+                return (
+                    f"{name} = {value}{detail} is outside {known[0]}..{known[1]}, the plan's range"
+                )
         longest = self.manifest["limits"].get("T")
         if longest is not None and prompt + new_tokens > longest:
             return (

@@ -30,7 +30,9 @@ class Comm:
         self.transport = transport
         self.view = view
         self.base = 0
-        self._cache: dict[Any, Any] = {}  # emptied when it grows: tables of owners change every step
+        self._cache: dict[
+            Any, Any
+        ] = {}  # emptied when it grows: tables of owners change every step
 
     def all_reduce(self, x: Tensor, parts: Parts, at: int) -> Tensor:
         """The sum of `x` over the ranks along `parts`."""
@@ -67,7 +69,9 @@ class Comm:
         shapes = [(*kept[:dim], length(p), *kept[dim + 1 :]) for p in pieces]
         order = [out[peers.ranks.index(rank)] for rank in peers.group]
         found = self._in_order(
-            peers, shapes, lambda s: self.transport.all_to_all(order, peers.group, s, at + self.base)
+            peers,
+            shapes,
+            lambda s: self.transport.all_to_all(order, peers.group, s, at + self.base),
         )
         return join(found, dim, frame, pieces)
 

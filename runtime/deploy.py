@@ -1,4 +1,4 @@
-"""An artifact ready to run: all ranks in this process, as processes of this host, or this process as one rank."""
+"""An artifact ready to run: all ranks in this process, or this process as one rank."""
 
 from __future__ import annotations
 
@@ -131,7 +131,9 @@ class RankHandle:
 
     def _running(self) -> Runner:
         if self.runner is None:
-            raise ValueError("this rank has no transport: use Deployment.this_rank() under torchrun")
+            raise ValueError(
+                "this rank has no transport: use Deployment.this_rank() under torchrun"
+            )
         return self.runner
 
 

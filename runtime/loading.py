@@ -61,7 +61,7 @@ def stored_name(row: Mapping[str, Any], artifact: Artifact) -> str:
 
 
 class Loaded:
-    """Tensors in memory, in place of a checkpoint: parameters by any of their names, buffers by value name."""
+    """Tensors in memory, in place of a checkpoint: parameters by any name, buffers by value name."""
 
     def __init__(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
         self.params = params

@@ -78,7 +78,10 @@ def same_place(
     a: Mapping[str, Any], b: Mapping[str, Any],
 ) -> bool:  # fmt: skip
     """Whether two rows put a tensor on the same stage in the same layout."""
-    keys = [[d.key for d in dims_of(view, row, env, own)] for row, own in zip((a, b), owners)]
+    keys = [
+        [d.key for d in dims_of(view, row, env, own)]
+        for row, own in zip((a, b), owners, strict=True)
+    ]
     return a["stage"] == b["stage"] and keys[0] == keys[1]
 
 

@@ -53,7 +53,9 @@ class Codec:
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; ArtifactError if the model's tokenizer cannot be read."""
         if self.lost is not None:
-            raise ArtifactError(f"the model's tokenizer is not there: no {self.lost}; give --tokens N")
+            raise ArtifactError(
+                f"the model's tokenizer is not there: no {self.lost}; give --tokens N"
+            )
         if self.tokenizer is not None:
             return list(self.tokenizer.encode(text).ids)
         return list(text.encode())

@@ -97,6 +97,7 @@ class Runner:
         self.switch(sequence, row, view, comm, bounds)
         sequence.owners.extend(tokens)
         view.owners = sequence.owners
+
         def start(index: int) -> Any:
             lo, hi = bounds[index]
             view.batch, view.tokens, view.past = hi - lo, tokens, sequence.past
@@ -113,7 +114,9 @@ class Runner:
         sequence.row = row
         return self.collect(row, found, tuple(bounds), sizes)
 
-    def switch(self, sequence: Sequence, row: Mapping[str, Any], view: View, comm: Comm, bounds) -> None:
+    def switch(
+        self, sequence: Sequence, row: Mapping[str, Any], view: View, comm: Comm, bounds
+    ) -> None:
         """Give the cache to its owners under `row`, where that is another variant than before."""
         old, past = sequence.row, sequence.past
         before = sequence.owners

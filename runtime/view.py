@@ -15,7 +15,6 @@ from plancc.ir.mesh import Grid
 from plancc.runtime.dims import Coord, Dim, Ranges
 from plancc.runtime.owners import Owners
 
-
 DTYPES = {
     "f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16,
     "i64": torch.int64, "i32": torch.int32, "bool": torch.bool,

@@ -106,9 +106,7 @@ class _Worker:
     def do_step(self, told: dict[str, Any]) -> list[int] | None:
         """Take one step of a sequence; the first member tells the new tokens."""
         assert self.seat is not None and self.transport is not None
-        tokens = self.seat.step(
-            told["sequence"], told["phase"], told["tokens"], told["variant"]
-        )
+        tokens = self.seat.step(told["sequence"], told["phase"], told["tokens"], told["variant"])
         self._idle()
         return tokens if self.transport.members[0] == self.start.rank else None
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from plancc.compiler import Compiled, compile_graph
 from plancc.codegen.manifest import write_artifact
+from plancc.compiler import Compiled, compile_graph
 from plancc.dsl import Source, load_plan
 from plancc.ir.graph import Graph
 from plancc.models import ModelError
@@ -85,9 +85,7 @@ def count_by_kind(compiled: Compiled) -> str:
 
 
 @pytest.mark.parametrize("name", [n for n in ZOO if n not in UNSUPPORTED])
-def test_architecture(
-    name: str, tmp_path: Path, golden: Callable[[Path, str], None]
-) -> None:
+def test_architecture(name: str, tmp_path: Path, golden: Callable[[Path, str], None]) -> None:
     torch.set_num_threads(1)
     model = ZOO[name]()
     graph = capture(model)
@@ -108,7 +106,9 @@ def test_unsupported_architecture_says_why(name: str) -> None:
     assert "modeling_" in str(caught.value) and ".py:" in str(caught.value)
 
 
-def test_table_is_in_step(golden: Callable[[Path, str], None], request: pytest.FixtureRequest) -> None:
+def test_table_is_in_step(
+    golden: Callable[[Path, str], None], request: pytest.FixtureRequest
+) -> None:
     head = (
         "| name | class | phases | operators | moves of a forward step (TP 2, 2 layers) | error (float64) |\n"
         "| --- | --- | --- | --- | --- | --- |\n"

@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_plan_options(parser, model_required=True)
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="the artifact folder")
     parser.add_argument("--for", choices=("infer", "train"), default="infer", dest="purpose")
-    parser.add_argument("--no-verify", action="store_true", help="skip the check against one device")
+    parser.add_argument(
+        "--no-verify", action="store_true", help="skip the check against one device"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing folder")
     parser.add_argument("--print-after", metavar="PASS", help="print the unit after a pass")
     parser.add_argument("--time", action="store_true", help="print the seconds of each pass")
@@ -85,7 +87,9 @@ def show(args: argparse.Namespace, built: object, seconds: float) -> None:
     if verified is not None:
         worst = max(v.max_rel_error for v in verified.variants)
         dims = "on shrunk dims" if verified.shrunk else "at full size"
-        word = f"verified {dims} against one device in {verified.reference_dtype}: off by {worst:.1e}"
+        word = (
+            f"verified {dims} against one device in {verified.reference_dtype}: off by {worst:.1e}"
+        )
     print(f"{args.out}: {facts['ranks']} ranks in {facts['classes']} classes, "
           f"phases {', '.join(facts['phases'])}; {word}")  # fmt: skip
     if facts["weights"] == "seed":

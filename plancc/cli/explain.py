@@ -71,7 +71,8 @@ def show_plan(plan: object, as_json: bool) -> None:
             for t in place["targets"]
         )  # fmt: skip
         rules = "; ".join(
-            f"{r['verb']} {', '.join(r['dims'])} over {', '.join(r['axes'])}" for r in place["rules"]
+            f"{r['verb']} {', '.join(r['dims'])} over {', '.join(r['axes'])}"
+            for r in place["rules"]
         )
         inside = ", ".join(f"{a} = {i}" for a, i in place["coords"].items())
         on = f" on {place['on']}" + (f"[{inside}]" if inside else "") if place["on"] else ""

@@ -10,6 +10,7 @@ from typing import Any
 
 from plancc.cli.options import add_json, add_plan_options, complain, print_json, say, user_errors
 
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.add_argument("plan", metavar="PLAN|DIR")
@@ -22,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=1, metavar="B", help="copies of the prompt")
     parser.add_argument("--new-tokens", type=int, default=16, metavar="K")
     parser.add_argument("--check", action="store_true", help="compare the tokens with one device")
-    parser.add_argument("--no-verify", action="store_true", help="skip the check against one device")
+    parser.add_argument(
+        "--no-verify", action="store_true", help="skip the check against one device"
+    )
     parser.add_argument(
         "--time-limit", type=float, default=60.0, metavar="S",
         help="seconds that one instruction of a process may take (gloo, nccl)",
@@ -67,7 +70,9 @@ def run_artifact(args: argparse.Namespace, folder: Path) -> int:
 
     artifact = load_artifact(folder)
     if "prefill" not in artifact.phases:
-        return complain("the model has no prefill and decode: use the Python API, Deployment.forward")
+        return complain(
+            "the model has no prefill and decode: use the Python API, Deployment.forward"
+        )
     codec = Codec(artifact)
     ids = codec.prompt(args.prompt, args.prompt_file, args.tokens).repeat(args.batch, 1)
     problem = artifact.refuses(ids.shape[0], ids.shape[1], args.new_tokens)
@@ -112,7 +117,6 @@ def generate(args: argparse.Namespace, artifact: Any, ids: Any) -> dict[str, Any
 
         return elastic(artifact, ids, args.new_tokens, args.time_limit)
     from plancc.runtime.launch import launch
-
     from plancc.runtime.meter import summary
 
     payload = {
@@ -135,7 +139,9 @@ def too_few_devices(backend: str, world: int) -> str | None:
     count = torch.cuda.device_count()
     if count >= world:
         return None
-    return f"nccl needs a GPU for each of the {world} ranks, this host has {count}: try --backend gloo"
+    return (
+        f"nccl needs a GPU for each of the {world} ranks, this host has {count}: try --backend gloo"
+    )
 
 
 def under_torchrun() -> bool:
@@ -191,5 +197,7 @@ def measured_lines(facts: dict[str, Any]) -> list[str]:
                 )
             lines.append(line)
     if lines and facts["backend"] == "local":
-        lines.append("-- local ranks take turns on one core: waiting for a turn counts as communication")
+        lines.append(
+            "-- local ranks take turns on one core: waiting for a turn counts as communication"
+        )
     return lines

@@ -47,7 +47,9 @@ def verify_target(args: argparse.Namespace):
     folder = Path(args.plan)
     if (folder / "manifest.json").is_file():
         if args.sets or args.weights:
-            raise SystemExit(complain("--set and --weights go with a plan: an artifact has its own") and 2)
+            raise SystemExit(
+                complain("--set and --weights go with a plan: an artifact has its own") and 2
+            )
         built = api.reopen(folder, model=args.model, model_args=dict(args.model_args))
         return api.verify(built, full_size=args.full_size, dtype=dtype)
     if folder.is_dir():
@@ -67,7 +69,9 @@ def verify_target(args: argparse.Namespace):
 def show(result: object) -> None:
     """One line a phase and variant."""
     for row in result.variants:  # type: ignore[attr-defined]
-        moves = ", ".join(f"{n} {kind}" for kind, n in row.collectives.items()) or "no communication"
+        moves = (
+            ", ".join(f"{n} {kind}" for kind, n in row.collectives.items()) or "no communication"
+        )
         verdict = "ok " if row.ok else "BAD"
         print(f"{verdict} {row.phase:<8} {row.guard:<24} off by {row.max_rel_error:.1e}  {moves}")
         if row.message:

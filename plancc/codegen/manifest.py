@@ -1,4 +1,7 @@
-"""The artifact folder: manifest.json, one program file a class, resolved plan, buffers; written whole or not at all."""
+"""The artifact folder: manifest.json, one program file a class, resolved plan, buffers.
+
+Written whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -92,9 +95,7 @@ def program_json(program: RankProgram, file: str) -> dict[str, Any]:
         "ranks": list(program.ranks),
         "inputs": [held.name for held in program.inputs],
         "weights": [weight_json(program, w) for w in program.weights],
-        "outputs": {
-            name: held_json(held, names) for name, held in program.outputs.items()
-        },
+        "outputs": {name: held_json(held, names) for name, held in program.outputs.items()},
         "caches": caches_json(program),
         "stages": [stage.mesh for stage in program.stages],
         "traffic": traffic_json(program),
@@ -182,10 +183,14 @@ def _fill(aside: Path, plan, world, sets, graph: Graph, facts, weights) -> None:
             rows.append(program_json(program, file))
         programs.append(
             {
-                "phase": found.phase, "variant": variant.index, "guard": variant.text,
+                "phase": found.phase,
+                "variant": variant.index,
+                "guard": variant.text,
                 "bounds": {k: list(v) for k, v in variant.bounds.items()},
-                "microbatches": found.microbatches, "owned": owned_parts(found), "classes": rows,
-            }  # fmt: skip
+                "microbatches": found.microbatches,
+                "owned": owned_parts(found),
+                "classes": rows,
+            }
         )
     buffers = {p.value.name: p.data for p in graph.params.values() if p.data is not None}
     if buffers:
@@ -281,7 +286,9 @@ def plan_json(plan: ResolvedPlan) -> dict[str, Any]:
             for m in plan.meshes.values()
         },
         "places": [place_json(place) for place in plan.places],
-        "files": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in plan.files.items()},
+        "files": {
+            name: hashlib.sha256(text.encode()).hexdigest() for name, text in plan.files.items()
+        },
     }
 
 

@@ -20,7 +20,6 @@ from plancc.ir.mesh import mesh_of
 from plancc.ir.program import (
     Collective,
     Compute,
-    Edge,
     Free,
     Held,
     Instruction,
@@ -41,7 +40,9 @@ SHORT: Mapping[torch.dtype, str] = {
     torch.int64: "i64", torch.int32: "i32", torch.bool: "bool",
 }  # fmt: skip
 INDENT = "    "
-FACTORIES = frozenset("arange full zeros ones empty eye linspace scalar_tensor".split())
+FACTORIES = frozenset(
+    ["arange", "full", "zeros", "ones", "empty", "eye", "linspace", "scalar_tensor"]
+)
 """Operators that make tensors out of nothing: on the rank's own device."""
 RESERVED = frozenset(
     {*keyword.kwlist, "r", "comm", "w", "kv", "B", "T", "P", "aten", "ops", "torch", "step"}
@@ -77,8 +78,7 @@ class _Emitter:
         for at, instruction in enumerate(self.program.instructions):
             self.instruction(at, instruction)
         outputs = ", ".join(
-            f'"{name}": {self.local(held.name)}'
-            for name, held in self.program.outputs.items()
+            f'"{name}": {self.local(held.name)}' for name, held in self.program.outputs.items()
         )
         inputs = "".join(f", {held.name}" for held in self.program.inputs)
         stages = [
@@ -136,8 +136,10 @@ class _Emitter:
             self.line(f"{outs} = kv.append({', '.join(args)})", notes)
             return
         namespace, _, rest = call.target.partition(".")
-        function = f"ops.{rest.removesuffix('.default')}" if namespace == "plancc" else (
-            call.target if namespace == "aten" else f"torch.ops.{call.target}"
+        function = (
+            f"ops.{rest.removesuffix('.default')}"
+            if namespace == "plancc"
+            else (call.target if namespace == "aten" else f"torch.ops.{call.target}")
         )
         self.line(f"{outs} = {function}({', '.join(args)})", notes)
 

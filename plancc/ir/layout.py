@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from plancc.dsl.errors import Bug
-from plancc.ir.mesh import stage_name
 from plancc.ir.graph import Size
+from plancc.ir.mesh import stage_name
 from plancc.ir.shape import Leaf, Prod, Sum, Tree
-
 
 APPEND_BLOCK = 16
 """New cached positions that one owner takes while decoding, before the next one's turn."""

@@ -67,7 +67,8 @@ def instruction_text(step: Any, names: Mapping[int, str]) -> str:
     if isinstance(step, Recv):
         return f"{held_text(step.out, names)} = receive from {step.edge.source}"
     if isinstance(step, Transfer):
-        return f"{held_text(step.out, names)} = transfer {step.operand}: {step.edge.source} -> {step.edge.target}"
+        way = f"{step.edge.source} -> {step.edge.target}"
+        return f"{held_text(step.out, names)} = transfer {step.operand}: {way}"
     assert isinstance(step, Free)
     return f"free {', '.join(step.names)}"
 
@@ -103,7 +104,9 @@ def unit_text(unit: Any) -> str:
     elif unit.layouts:
         body = [f"  {name}: {plan.stage}" for name, plan in unit.layouts.items()]
     elif unit.places:
-        body = [f"  {name}: {placed.stage}  {placed.span or ''}" for name, placed in unit.places.items()]
+        body = [
+            f"  {name}: {placed.stage}  {placed.span or ''}" for name, placed in unit.places.items()
+        ]
     else:
         body = [f"  {name}" for name in sorted(unit.static)]
     return "\n".join([head, *body])

@@ -58,7 +58,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Call `target` with local operands. Arguments hold Ref (local names), LocalDim, LocalStart, constants."""
+    """Call `target` with local operands: Refs (local names), LocalDim, LocalStart, constants."""
 
     target: str
     args: tuple[Any, ...]
@@ -104,7 +104,10 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Recv:
-    """Take this rank's part of a value from the ranks of `edge.source`; `pause`: another micro-batch's turn."""
+    """Take this rank's part of a value from the ranks of `edge.source`.
+
+    `pause`: another micro-batch has its turn first.
+    """
 
     out: Held
     edge: Edge

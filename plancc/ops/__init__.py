@@ -19,7 +19,14 @@ from plancc.ops.experts import experts
 from plancc.ops.keys import attention_over_keys
 from plancc.ops.reduce import partial_mean
 
-__all__ = ["attention", "attention_over_keys", "embedding_shard", "experts", "partial_mean", "resolve"]
+__all__ = [
+    "attention",
+    "attention_over_keys",
+    "embedding_shard",
+    "experts",
+    "partial_mean",
+    "resolve",
+]
 
 _OWN: dict[str, Callable[..., Any]] = {
     "plancc.attention.default": attention,

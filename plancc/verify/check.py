@@ -107,7 +107,9 @@ class Verification:
             result, found = self.verify_unit(unit)
             variants.append(result)
             divergence = divergence or found
-        classes = len({p.name for u in self.compiled.units if u.programs for p in u.programs.programs})
+        classes = len(
+            {p.name for u in self.compiled.units if u.programs for p in u.programs.programs}
+        )
         return VerifyResult(
             all(v.ok for v in variants), self.artifact.world, classes,
             str(self.dtype).removeprefix("torch."), self.sizes, tuple(variants), divergence,
@@ -119,7 +121,8 @@ class Verification:
         expected = self.reference.run(case.inputs)
         try:
             found = run_local(
-                self.artifact.world, lambda t: self.on_rank(t, unit, case),
+                self.artifact.world,
+                lambda t: self.on_rank(t, unit, case),
                 describe=self.artifact.describe,
             )
         except RankFailure as problem:
@@ -142,9 +145,15 @@ class Verification:
         missing = [name for name, seen in covered.items() if not bool(seen.all())]
         if missing or not covered:
             return self.result(
-                unit, float("inf"), float("inf"), sent, f"no rank has all of {', '.join(missing) or 'it'}"
+                unit,
+                float("inf"),
+                float("inf"),
+                sent,
+                f"no rank has all of {', '.join(missing) or 'it'}",
             ), self.locate(unit, case)
-        message = "one device gives nothing but NaN: there is nothing to compare with" if blank else ""
+        message = (
+            "one device gives nothing but NaN: there is nothing to compare with" if blank else ""
+        )
         result = self.result(unit, error, relative, sent, message)
         return result, None if result.ok else self.locate(unit, case)
 
@@ -159,9 +168,7 @@ class Verification:
             phase, inputs = case.steps[-1]
             placed = runner.run(phase, inputs, state, variant=unit.variant.index)
             sent = dict(transport.counters.bytes)
-        shards = [
-            (name, *piece) for name, out in placed.items() for piece in runner.located(out)
-        ]
+        shards = [(name, *piece) for name, out in placed.items() for piece in runner.located(out)]
         return shards, sent
 
     def runner(self, transport: Transport) -> Runner:
@@ -216,6 +223,4 @@ def verify(
 ) -> VerifyResult:  # fmt: skip
     """Verify the artifact in `folder`, compiled as `compiled`, against one device."""
     artifact = load_artifact(folder)
-    return Verification(
-        compiled, artifact, full_size=full_size, dtype=dtype, params=params
-    ).run()
+    return Verification(compiled, artifact, full_size=full_size, dtype=dtype, params=params).run()

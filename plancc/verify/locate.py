@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +47,8 @@ def locate_divergence(work: Verification, unit: Unit, case: Case) -> Divergence 
                 probe=lambda file: probing(steps[file], mine),
             )  # fmt: skip
 
-    try:
+    with suppress(RankFailure):  # what was recorded before the failure shows where it began
         run_local(world, on_rank, describe=None)
-    except RankFailure:
-        pass  # what was recorded before the failure shows where it began
     views = [View(rank, work.artifact.grids, "", sizes=work.sizes) for rank in range(world)]
     for view in views:
         view.owners = state.owners

@@ -31,7 +31,9 @@ def greedy_tokens(
 ) -> list[list[int]]:
     """`count` greedy tokens after `ids` [B, T], every step over the whole sequence."""
     if spec is None:
-        raise ModelError("the artifact was compiled from a live module: give --model to check against")
+        raise ModelError(
+            "the artifact was compiled from a live module: give --model to check against"
+        )
     args = dict(model_args) or dict(artifact.manifest["model"]["args"])
     graph = capture(load_model(spec, args).module)
     params = whole_params(artifact)

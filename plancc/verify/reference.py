@@ -63,7 +63,9 @@ def draw(name: str, shape: Sequence[int], seed: int) -> Tensor:
 def buffers_of(graph: Graph, dtype: torch.dtype) -> dict[str, Tensor]:
     """Buffers and constants by value name."""
     return {
-        name: cast(param.data, dtype) for name, param in graph.params.items() if param.data is not None
+        name: cast(param.data, dtype)
+        for name, param in graph.params.items()
+        if param.data is not None
     }
 
 

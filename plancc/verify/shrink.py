@@ -12,10 +12,10 @@ from torch import Tensor
 
 from plancc.ir.graph import Graph, Node, Param, Size, Value
 from plancc.ir.layout import CutLeaf, LocalTree, cuts
+from plancc.ir.leaf_names import name_leaves
 from plancc.ir.program import Compute, LocalDim, produced
 from plancc.ir.shape import Leaf, NamedGraph, Prod, Tree, leaves
 from plancc.passes.base import Unit
-from plancc.ir.leaf_names import name_leaves
 from plancc.passes.rows.localise import localise_args
 
 SMALL = 16
@@ -23,7 +23,7 @@ SMALL = 16
 TABLE = 64
 """Tables that are indexed keep at least this many rows."""
 INDEXING = frozenset(
-    "embedding slice select index index_select gather narrow slice_scatter".split()
+    ["embedding", "slice", "select", "index", "index_select", "gather", "narrow", "slice_scatter"]
 )
 
 

@@ -33,7 +33,9 @@ def compile_table() -> list[str]:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for case in CASES:
-        runs = sorted((in_process("compile_speed", case) for _ in range(3)), key=lambda r: r["total"])
+        runs = sorted(
+            (in_process("compile_speed", case) for _ in range(3)), key=lambda r: r["total"]
+        )
         mid = runs[1]
         lines.append(
             f"| {case} | {mid['capture']:.2f} | {mid['lower']:.2f} | {mid['write']:.2f} "
@@ -47,8 +49,14 @@ def main() -> None:
     """Measure, print, and with --write keep."""
     import torch
 
-    lines = [f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores.", ""]
-    lines += ["Compilation of three phases (forward, prefill, decode), imports apart, without verify:", ""]
+    lines = [
+        f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores.",
+        "",
+    ]
+    lines += [
+        "Compilation of three phases (forward, prefill, decode), imports apart, without verify:",
+        "",
+    ]
     lines += compile_table()
     one = in_process("one_rank")
     lines += [

@@ -22,8 +22,8 @@ def measure(rounds: int = 40) -> dict[str, float]:
 
     import plancc
     from plancc.runtime.deploy import RankHandle
-    from plancc.runtime.local import run_local
     from plancc.runtime.loading import open_weights
+    from plancc.runtime.local import run_local
 
     torch.manual_seed(0)
     model = models.dense(layers=4, hidden=512, heads=8, ffn=2048, vocab=8000).eval()

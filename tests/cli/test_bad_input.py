@@ -37,7 +37,9 @@ def say(capsys: pytest.CaptureFixture[str]) -> Say:
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli") / "artifact"
-    assert main(["compile", PLAN, "--model", MODEL, *SMALL, "--set", "tp=2", "-o", str(folder)]) == 0
+    assert (
+        main(["compile", PLAN, "--model", MODEL, *SMALL, "--set", "tp=2", "-o", str(folder)]) == 0
+    )
     return folder
 
 

@@ -193,7 +193,8 @@ UNSUPPORTED = {
              "a comm line for tensors", "a choice of collective",
              "prefetching", "freeing of parameters", "recomputation"},
     "deepseek_ep": {"expert routing with split tokens", "balancing of experts", "spare experts",
-                    "a choice of collective", "a wire type", "a layout other than contiguous (keys: or zigzag)",
+                    "a choice of collective", "a wire type",
+                    "a layout other than contiguous (keys: or zigzag)",
                     "a plan for decode alone"},
     "tp8_pp2": set(),
 }  # fmt: skip

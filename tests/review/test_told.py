@@ -34,7 +34,9 @@ HEAD = "plan p, edition 1\n"
 def test_told(text: str, code: int, words: str, tmp_path: Path, capsys) -> None:
     plan = tmp_path / "p.plan"
     plan.write_text(HEAD + text)
-    assert main(["compile", str(plan), "--model", MODEL, *SMALL, "-o", str(tmp_path / "out")]) == code
+    assert (
+        main(["compile", str(plan), "--model", MODEL, *SMALL, "-o", str(tmp_path / "out")]) == code
+    )
     assert words in capsys.readouterr().err
 
 
