@@ -6,7 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from plancc.dsl.diagnostics import Report
@@ -176,35 +176,45 @@ def compile_graph(
     world = build_world(plan)
     units = []
     with without_collection():
-        for one in named:
+        for plain in named:
+            one = chunked(plan, world, plain, report)
             for variant in plan.variants:
                 if variant.phase in (None, one.graph.phase):
-                    unit = chunked(Unit(plan, variant, world, one.graph, one), report)
+                    unit = Unit(plan, variant, world, one.graph, one)
                     units.append(lower(unit, report, timed))
     return Compiled(plan, world, forward, tuple(units), tuple(notes), seconds)
 
 
-def chunked(unit: Unit, report: Report) -> Unit:
-    """The unit with attention cut into chunks where the plan overlaps its edge (`async(depth = n)`)."""
-    wanted = overlapped(unit.plan, unit.variant, "depth")
-    if not wanted:
-        return unit
-    placed = AssignPlaces().run(FindStatic().run(unit, Report()), Report())
-    assert unit.named is not None
-    depth = chunk_depths(unit.named, placed.places, wanted)
-    if depth and min(depth.values()) < max(wanted.values()):
-        comm = next(active_comms(unit.plan, unit.variant))
-        report.warning(
-            "P507", f"attention travels in {min(depth.values())} chunks, not {max(wanted.values())}",
-            comm.span, label="a device has too few kv heads for more",
-            help=["split heads over fewer devices, or lower the depth"],
-        )  # fmt: skip
+def chunked(plan: ResolvedPlan, world: World, one: NamedGraph, report: Report) -> NamedGraph:
+    """One phase with attention cut into chunks where the plan overlaps its edge (`async(depth = n)`).
+
+    The same graph for every variant: weights and caches then lie alike, and are held once.
+    """
+    depth: dict[str, int] = {}
+    for variant in plan.variants:
+        wanted = overlapped(plan, variant, "depth")
+        if wanted and variant.phase in (None, one.graph.phase):
+            unit = Unit(plan, variant, world, one.graph, one)
+            placed = AssignPlaces().run(FindStatic().run(unit, Report()), Report())
+            found = chunk_depths(one, placed.places, wanted)
+            if found and min(found.values()) < max(wanted.values()):
+                warn_depth(plan, variant, min(found.values()), max(wanted.values()), report)
+            depth = {**depth, **{k: max(n, depth.get(k, 1)) for k, n in found.items()}}
     if max(depth.values(), default=1) < 2:
-        return unit
-    graph = chunk_attention(unit.graph, depth)
-    return replace(
-        unit, graph=graph, named=name_dims(graph, named_hints(unit.plan, Modules(graph)))
-    )
+        return one
+    graph = chunk_attention(one.graph, depth)
+    return name_dims(graph, named_hints(plan, Modules(graph)))
+
+
+def warn_depth(
+    plan: ResolvedPlan, variant: Variant, depth: int, wanted: int, report: Report
+) -> None:
+    """P507: fewer chunks than the plan asks for."""
+    report.warning(
+        "P507", f"attention travels in {depth} chunks, not {wanted}",
+        next(active_comms(plan, variant)).span, label="a device has too few kv heads for more",
+        help=["split heads over fewer devices, or lower the depth"],
+    )  # fmt: skip
 
 
 @contextmanager

@@ -172,8 +172,20 @@ def forking() -> Iterator[Any]:
     """Give the multiprocessing context in which rank processes are made and started."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torch.distributed", *PRELOAD])
-    with _starting, _plain_main(), _one_thread():
+    with _starting, _plain_main(), _one_thread(), _short_paths():
         yield context
+
+
+@contextmanager
+def _short_paths() -> Iterator[None]:
+    """Keep the forkserver's socket out of a folder whose path is too long for one (108 bytes)."""
+    before = tempfile.tempdir
+    if len(tempfile.gettempdir()) > 60:
+        tempfile.tempdir = "/tmp"
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 @contextmanager

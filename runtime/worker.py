@@ -68,6 +68,7 @@ class _Worker:
         self.beacons: Beacons | None = None
         self.beacon: Beacon | None = None
         self.over: dict[int, threading.Event] = {}  # the latest epoch: set once it is abandoned
+        self.left = threading.Event()  # set once the main thread is out of an abandoned epoch
         self.commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         threading.Thread(target=self._read, name="commands", daemon=True).start()
 
@@ -123,6 +124,7 @@ class _Worker:
     def do_abandon(self, told: dict[str, Any]) -> None:
         """Be done with an epoch that the reading thread has ended."""
         self._leave()
+        self.left.set()
 
     def _leave(self) -> None:
         if self.transport is not None:
@@ -143,9 +145,12 @@ class _Worker:
                 if told["do"] == "join":
                     self.over = {told["epoch"]: threading.Event()}
                 elif told["do"] == "abandon":
+                    self.left.clear()
                     for over in self.over.values():
                         over.set()
-                    cut_connections()
                 self.commands.put(told)
+                while told["do"] == "abandon" and not self.left.is_set():
+                    cut_connections()  # again and again: one may be made while others are cut
+                    self.left.wait(0.05)
         except (EOFError, OSError):
             return  # the coordinator is gone: the watch on it ends this process, and cleans up

@@ -92,7 +92,7 @@ class Verification:
         graph = compiled.graph
         self.sizes: dict[str, int] = {}
         if not full_size and params is None and parameter_count(graph) > SMALL_MODEL:
-            self.sizes = shrunk_sizes(compiled.units)
+            self.sizes = shrunk_sizes(compiled.named, compiled.units)
             graph = shrink_graph(compiled.named, self.sizes)
         chosen = params if params is not None else random_params(graph, dtype, seed)
         self.params = {k: cast(v, dtype) for k, v in chosen.items()}

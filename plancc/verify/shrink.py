@@ -27,8 +27,12 @@ INDEXING = frozenset(
 )
 
 
-def shrunk_sizes(units: Sequence[Unit], small: int = SMALL) -> dict[str, int]:
-    """Leaf name -> smaller size: even dims stay even over the parts that cut them, uneven ones uneven."""
+def shrunk_sizes(forward: NamedGraph, units: Sequence[Unit], small: int = SMALL) -> dict[str, int]:
+    """Leaf name -> smaller size: even dims stay even over the parts that cut them, uneven ones uneven.
+
+    A name that has another size in the forward graph (heads, where a phase cuts them into chunks) keeps it.
+    """
+    own = leaf_sizes(forward)
     found: dict[str, tuple[int, int]] = {}
     indexed: set[str] = set()
     for unit in units:
@@ -45,9 +49,20 @@ def shrunk_sizes(units: Sequence[Unit], small: int = SMALL) -> dict[str, int]:
         goal = smaller(size, parts)
         if name in indexed:
             goal *= -(-TABLE // goal)
-        if size > small and goal < size:
+        if size > small and goal < size and own.get(name, size) == size:
             out[name] = goal
     return out
+
+
+def leaf_sizes(named: NamedGraph) -> dict[str, Size]:
+    """Leaf name -> size."""
+    names = name_leaves(named)
+    return {
+        names[leaf.id]: leaf.size
+        for dims in named.shapes.values()
+        for dim in dims
+        for leaf in leaves(dim)
+    }
 
 
 def indexed_names(named: NamedGraph) -> set[str]:
