@@ -32,7 +32,7 @@ from plancc.runtime.transport import COMPUTE, FINISHED
 from plancc.runtime.watch import Watch
 from plancc.runtime.worker import WorkerStart, main
 
-LEAVE = 5.0  # seconds in which a rank has to abandon an epoch
+LEAVE = 10.0  # seconds in which a rank has to abandon an epoch
 
 
 @dataclass(frozen=True, slots=True)
