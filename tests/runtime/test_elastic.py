@@ -30,7 +30,6 @@ BASE = (0, 1)
 pytestmark = pytest.mark.flaky(reruns=3, only_rerun=["did not leave the epoch"])
 
 
-
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory):
     return compile_pool(tmp_path_factory.mktemp("pool"))
