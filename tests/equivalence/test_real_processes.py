@@ -19,14 +19,15 @@ PLANS = {
     "experts4": (experts(4, "mlp"), "qwen3_moe"),
 }
 SCRIPT = """
-import json, sys, torch
+import json, pathlib, sys, torch
 torch.set_num_threads(1)
 from plancc.runtime.artifact import load_artifact
 from plancc.runtime.deploy import Deployment
 rank = Deployment(load_artifact(sys.argv[1])).this_rank()
 with rank.transport:
     out = rank.generate(torch.tensor(json.loads(sys.argv[2])), 32)
-    print(json.dumps({"rank": rank.number, "tokens": out.tokens.tolist()}), flush=True)
+    mine = pathlib.Path(sys.argv[3]) / f"{rank.number}.json"  # a shared stdout would mix lines
+    mine.write_text(json.dumps({"rank": rank.number, "tokens": out.tokens.tolist()}))
 """
 
 
@@ -60,12 +61,13 @@ def test_ranks_under_torchrun_give_the_tokens_of_local_ranks(tmp_path) -> None:
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3",
             script, str(lowered.artifact.folder), json.dumps(ids.tolist()),
+            tmp_path,
         ],
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    found = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     assert sorted(one["rank"] for one in found) == [0, 1, 2]
     expected = Deployment(lowered.artifact).generate(ids, 32).tokens.tolist()
     assert all(one["tokens"] == expected for one in found)
