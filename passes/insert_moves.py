@@ -14,7 +14,6 @@ import torch
 
 from plancc.dsl.diagnostics import Report
 from plancc.dsl.errors import Bug
-from plancc.dsl.source import Span
 from plancc.ir.graph import Node, Ref, Value
 from plancc.ir.layout import Layout, Move, Stage, cut_tree, plan_moves
 from plancc.ir.program import (
@@ -259,13 +258,3 @@ class _Builder:
         stage = self.home[value]
         produced = next(iter(self.held[(value, stage)]))
         return self.fetch(value, stage, Layout(produced.dims), origin).name, stage
-
-
-def plan_line(span: Span | None) -> str:
-    """`fa_pool.plan:28`, or nothing."""
-    return str(span) if span else ""
-
-
-def dtype_bytes(dtype: torch.dtype) -> int:
-    """Bytes of one element."""
-    return dtype.itemsize

@@ -5,14 +5,13 @@ A graph goes in; factor trees of all values, the bound row of every node, and na
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plancc.ir.graph import Graph
 from plancc.ir.shape import NamedGraph, Note
 from plancc.passes.anchors import find_anchors
+from plancc.passes.collection import without_collection
 from plancc.passes.rows.bind import Binder, Bound
 from plancc.passes.rows.freeze import Freezer
 
@@ -33,7 +32,7 @@ def name_dims(graph: Graph, hints: Sequence[Hint] = ()) -> NamedGraph:
     Raises UnknownOperator if an operator has no row (its `others` are the further ones), RowError
     if a row does not fit its call, and KeyError or IndexError for a hint that points nowhere.
     """
-    with _no_collection():
+    with without_collection():
         binder = Binder(graph)
         binder.walk(graph)
         freezer = Freezer(binder.dims)
@@ -63,18 +62,6 @@ def _notes(bound: Bound) -> list[Note]:
             )
         )
     return found
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep the cyclic collector out of a walk that only builds small objects."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 __all__ = ["Hint", "name_dims"]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +21,7 @@ from plancc.passes.check_facts import check_facts, check_length, check_operators
 from plancc.passes.check_programs import CheckPrograms
 from plancc.passes.check_rules import CheckRules
 from plancc.passes.chunk_attention import chunk_attention, chunk_depths
+from plancc.passes.collection import without_collection
 from plancc.passes.derive_phases import NotCausal, derive_phase
 from plancc.passes.estimate_memory import EstimateMemory
 from plancc.passes.find_static import FindStatic
@@ -215,18 +214,6 @@ def warn_depth(
         next(active_comms(plan, variant)).span, label="a device has too few kv heads for more",
         help=["split heads over fewer devices, or lower the depth"],
     )  # fmt: skip
-
-
-@contextmanager
-def without_collection() -> Iterator[None]:
-    """Keep the cyclic collector out of passes, which build many small objects and no cycles."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def check_model(

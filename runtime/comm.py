@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plancc.ir.layout import Part
-from plancc.runtime.dims import Coord, Dim, Ranges, intersect, length, within
+from plancc.runtime.dims import Dim, Ranges, intersect, length, within
 from plancc.runtime.transport import Transport
 from plancc.runtime.view import Members, Peers, View
 
@@ -286,6 +285,3 @@ def join(pieces: Sequence[Tensor], dim: int, frame: Ranges, held: Sequence[Range
             out.narrow(dim, lo, hi - lo).copy_(piece.narrow(dim, base, hi - lo))
             base += hi - lo
     return out
-
-
-__all__ = ["Comm", "Coord", "Part"]

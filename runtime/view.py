@@ -13,7 +13,7 @@ from plancc.dsl.errors import Bug
 from plancc.ir.layout import Part
 from plancc.ir.mesh import Grid
 from plancc.runtime.dims import Coord, Dim, Ranges
-from plancc.runtime.owners import Owners
+from plancc.runtime.owners import Owners, is_owned
 
 DTYPES = {
     "f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16,
@@ -130,7 +130,7 @@ class View:
         """This rank's share of a dim of `size` elements, cut by `parts` from major to minor."""
         total = self.sizes.get(name, size)
         found = self.parts(parts)
-        if found and found[0].rule.startswith(("owned", "fresh")):
+        if found and is_owned(found[0]):
             table = self.owners.ranges(found[0])
             return Dim.owned(total, found[0], table, self.coord_of(self.rank))
         return Dim.leaf(total, found, self.coord_of(self.rank))

@@ -35,7 +35,6 @@ from plancc.ir.program import (
 )
 
 SCHEMA = "plancc/artifact@1"
-DTYPES = {text: dtype for dtype, text in SHORT.items()}
 
 
 def tree_json(tree: LocalTree, names: Mapping[int, str]) -> list[Any]:

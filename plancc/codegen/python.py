@@ -14,7 +14,7 @@ import sympy
 import torch
 
 from plancc.dsl.errors import Bug
-from plancc.ir.graph import Ref, Size
+from plancc.ir.graph import Ref
 from plancc.ir.layout import CutLeaf, Layout, LocalTree, Part, Prod, Stage, Sum
 from plancc.ir.mesh import mesh_of
 from plancc.ir.program import (
@@ -305,8 +305,3 @@ def ranks_text(ranks: tuple[int, ...]) -> str:
             runs.append([rank, rank])
     text = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
     return f"rank {text}" if len(ranks) == 1 else f"ranks {text}"
-
-
-def leaf_size(size: Size) -> str:
-    """A global size as Python text over B, T and P."""
-    return str(size)

@@ -17,6 +17,7 @@ from plancc.ir.program import Compute, LocalDim, produced
 from plancc.ir.shape import Leaf, NamedGraph, Prod, Tree, leaves
 from plancc.passes.base import Unit
 from plancc.passes.rows.localise import localise_args
+from plancc.passes.rows.localise import tree_size as global_size
 
 SMALL = 16
 """Dims up to this size stay as they are (heads, experts, top-k ...)."""
@@ -166,21 +167,11 @@ def kept_indices(tree: Tree, names: Mapping[int, str], sizes: Mapping[str, int])
     if isinstance(tree, Prod):
         found = [0]
         for kid in tree.kids:
-            inner, total = kept_indices(kid, names, sizes), full_size(kid)
+            inner, total = kept_indices(kid, names, sizes), int(global_size(kid))
             found = [i * total + j for i in found for j in inner]
         return found
     found, base = [], 0
     for kid in tree.kids:
         found += [base + j for j in kept_indices(kid, names, sizes)]
-        base += full_size(kid)
+        base += int(global_size(kid))
     return found
-
-
-def full_size(tree: Tree) -> int:
-    """The unshrunk size of a tree of ints."""
-    if isinstance(tree, Leaf):
-        return int(tree.size)
-    total = 1 if isinstance(tree, Prod) else 0
-    for kid in tree.kids:
-        total = total * full_size(kid) if isinstance(tree, Prod) else total + full_size(kid)
-    return total
