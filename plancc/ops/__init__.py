@@ -1,4 +1,4 @@
-"""Custom operators that graphs and emitted programs call: attention, experts, sharded embedding.
+"""Custom operators that graphs and emitted programs call: attention, experts, look-ups, losses.
 
 The functions here are plain torch code; `register` makes each a `torch.library` operator of the
 namespace `plancc` so that torch.export records one node for it. `resolve` gives the callable of a
@@ -16,14 +16,21 @@ import torch
 from plancc.ops.attention import attention
 from plancc.ops.embedding import embedding_shard
 from plancc.ops.experts import experts
-from plancc.ops.keys import attention_over_keys
+from plancc.ops.keys import attention_over_keys, attention_over_keys_backward
+from plancc.ops.later import linear_later
+from plancc.ops.loss import cross_entropy, cross_entropy_shard, join_cross_entropy
 from plancc.ops.reduce import partial_mean
 
 __all__ = [
     "attention",
     "attention_over_keys",
+    "attention_over_keys_backward",
+    "cross_entropy",
+    "cross_entropy_shard",
     "embedding_shard",
     "experts",
+    "join_cross_entropy",
+    "linear_later",
     "partial_mean",
     "resolve",
 ]
@@ -31,6 +38,9 @@ __all__ = [
 _OWN: dict[str, Callable[..., Any]] = {
     "plancc.attention.default": attention,
     "plancc.attention_over_keys.default": attention_over_keys,
+    "plancc.attention_over_keys_backward.default": attention_over_keys_backward,
+    "plancc.cross_entropy.default": cross_entropy,
+    "plancc.cross_entropy_shard.default": cross_entropy_shard,
     "plancc.experts.default": experts,
     "plancc.embedding_shard.default": embedding_shard,
     "plancc.partial_mean.default": partial_mean,

@@ -49,25 +49,50 @@ def experts(
     outside first .. first + E - 1 contributes nothing.
     """
     out = x.new_zeros((x.shape[0], down.shape[2 if transposed else 1]))
-    shares, k = weight.reshape(-1), index.shape[1]
-    for expert, picks in _by_expert(index, first, gate_up.shape[0]):
-        token = picks // k
-        inner = _project(x[token], gate_up, gate_up_bias, expert, transposed)
+    picks, sizes = _by_expert(index, first, gate_up.shape[0])
+    tokens = picks // index.shape[1]
+    if not len(picks):
+        return out + _nothing(x, weight, gate_up, down, gate_up_bias, down_bias)
+    # one gather and one unbind for all experts: the backward of each is then one pass, not E
+    gathered = zip(
+        x.index_select(0, tokens).split(sizes),
+        weight.reshape(-1).index_select(0, picks).split(sizes),
+        tokens.split(sizes),
+        _unbound(gate_up, gate_up_bias),
+        _unbound(down, down_bias),
+        strict=True,
+    )
+    for rows, shares, token, wide, narrow in gathered:
+        if not len(token):
+            continue
+        inner = _project(rows, *wide, transposed)
         inner = activate(inner, act, gated, interleaved, limit, alpha)
-        result = _project(inner, down, down_bias, expert, transposed)
-        out.index_add_(0, token, (result * shares[picks, None]).to(out.dtype))
+        result = _project(inner, *narrow, transposed) * shares[:, None]
+        out.index_add_(0, token, result.to(out.dtype))
     return out
 
 
-def _by_expert(index: Tensor, first: int, count: int) -> Iterator[tuple[int, Tensor]]:
-    """Give each expert of the shard that was chosen, with the flat positions that chose it."""
+def _by_expert(index: Tensor, first: int, count: int) -> tuple[Tensor, list[int]]:
+    """Return the flat positions that chose an expert of the shard, by expert, and how many each."""
     local = index.reshape(-1) - first
     local = torch.where((local >= 0) & (local < count), local, count)
-    order = local.argsort(stable=True)
     sizes = torch.bincount(local, minlength=count + 1).tolist()
-    for expert, picks in enumerate(order.split(sizes)[:count]):
-        if len(picks):
-            yield expert, picks
+    order = local.argsort(stable=True)
+    return order[: len(order) - sizes[count]], sizes[:count]
+
+
+def _unbound(weight: Tensor, bias: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Give the matrix and the bias of each expert."""
+    biases = [None] * len(weight) if bias is None else bias.unbind(0)
+    return zip(weight.unbind(0), biases, strict=True)
+
+
+def _nothing(*tensors: Tensor | None) -> Tensor | float:
+    """Return a zero through which each tensor that asks for a gradient gets one of zeros."""
+    asked = [x for x in tensors if x is not None and x.requires_grad]
+    if not torch.is_grad_enabled() or not asked:
+        return 0.0
+    return torch.stack([x.reshape(-1)[:0].sum().to(asked[0].dtype) for x in asked]).sum()
 
 
 def activate(
@@ -84,11 +109,8 @@ def activate(
     return ACTIVATIONS[act](gate) * up
 
 
-def _project(
-    x: Tensor, weight: Tensor, bias: Tensor | None, expert: int, transposed: bool
-) -> Tensor:
-    matrix = weight[expert].T if transposed else weight[expert]
-    return F.linear(x, matrix, None if bias is None else bias[expert])
+def _project(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    return F.linear(x, weight.T if transposed else weight, bias)
 
 
 torch.library.define(

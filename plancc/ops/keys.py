@@ -1,4 +1,7 @@
-"""Attention over some of the keys: what one rank of a pool computes, as (out, logsumexp)."""
+"""Attention over some of the keys: what one rank of a pool computes, as (out, logsumexp).
+
+Its backward takes the out and logsumexp that all ranks' parts merged to.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from plancc.ops.blocks import attend_block
-from plancc.ops.merge import add_sinks, merge
+from plancc.ops.blocks import Block, Options, attend_block, ranges_backward
+from plancc.ops.merge import add_sinks, merge, sink_backward
 
 
 def attention_over_keys(
@@ -26,8 +29,37 @@ def attention_over_keys(
         q, k, v, mask, scale=scale, causal=causal, window=window, softcap=softcap, q_start=q_start,
         keys=keys,
     )  # fmt: skip
-    first = bool(keys) and keys[0][0] == 0
-    return add_sinks(out, rows, sinks) if sinks is not None and first else (out, rows)
+    return add_sinks(out, rows, sinks) if sinks is not None and _first(keys) else (out, rows)
+
+
+def attention_over_keys_backward(
+    dout: Tensor, out: Tensor, rows: Tensor, q: Tensor, k: Tensor, v: Tensor,
+    mask: Tensor | None = None, sinks: Tensor | None = None, *, scale: float, causal: bool = False,
+    window: int = 0, softcap: float = 0.0, q_start: int = 0,
+    keys: Sequence[tuple[int, int]] = (),
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Return (dq, dk, dv), and dsinks where there are sinks, of `attention_over_keys`.
+
+    `out` and the logsumexp `rows` are those that all ranks' results merged to, dout the gradient of
+    that out. dq is this rank's part, to be summed over the ranks; dsinks is zero but where position
+    0 lies. Raises ValueError for a mask that asks for a gradient.
+    """
+    if mask is not None and mask.requires_grad:
+        raise ValueError("a mask gets no gradient from attention over some of the keys")
+    block = Block(k, v, tuple(range(lo, hi) for lo, hi in keys), None, mask)
+    options = Options(scale, causal, window, softcap)
+    spans = (range(q_start, q_start + q.shape[2]),)
+    grads = ranges_backward(dout, out, rows, q, spans, block, options)
+    if sinks is None:
+        return grads
+    if not _first(keys):
+        return *grads, torch.zeros_like(sinks)
+    return *grads, sink_backward(dout, out, rows, sinks)
+
+
+def _first(keys: Sequence[tuple[int, int]]) -> bool:
+    """Tell whether position 0 is among the keys."""
+    return bool(keys) and keys[0][0] == 0
 
 
 def over_ranges(

@@ -1,0 +1,97 @@
+"""Cross entropy of token ids, whole or with the vocabulary cut over ranks.
+
+A shard gives (logsumexp of its columns, logit of the target if it lies here); `join_cross_entropy`
+puts the pairs of all ranks together. Backward keeps the logits as they came and a float32 row sum,
+never a float32 copy of all logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+IGNORE = -100
+_CHUNK = 1 << 22  # logits that are taken to float32 at a time
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, *, ignore: int = IGNORE) -> Tensor:
+    """Return -log p(target) [...], at least float32, for logits [..., V]; 0 where ignored.
+
+    `targets` [...] are int64. Raises IndexError for a target that is neither `ignore` nor in 0..V.
+    """
+    held = targets.masked_fill(targets == ignore, 0)
+    if held.numel() and not (int(held.min()) >= 0 and int(held.max()) < logits.shape[-1]):
+        raise IndexError(f"a target is not in 0..{logits.shape[-1]} and is not {ignore}")
+    return join_cross_entropy([cross_entropy_shard(logits, targets, 0)], targets, ignore)
+
+
+def cross_entropy_shard(
+    logits: Tensor, targets: Tensor, start: int, *, ignore: int = IGNORE
+) -> Tensor:
+    """Return [..., 2] for the columns start .. start + v of the vocabulary, logits [..., v].
+
+    First the logsumexp of the columns (-inf if there are none), then the logit of the target if it
+    is one of them, else 0; at least float32.
+    """
+    local = (targets - start).masked_fill(targets == ignore, -1)
+    return _Shard.apply(logits, local)
+
+
+def join_cross_entropy(pairs: Sequence[Tensor], targets: Tensor, ignore: int = IGNORE) -> Tensor:
+    """Return -log p(target) [...] from the `cross_entropy_shard` of every part of the vocabulary.
+
+    It is the logsumexp over the parts' first, less the sum of their second; 0 where ignored. Each
+    target must lie in one of the parts.
+    """
+    both = torch.stack(tuple(pairs))
+    total = both[0, ..., 0] if len(pairs) == 1 else both[..., 0].logsumexp(0)
+    return (total - both[..., 1].sum(0)).masked_fill(targets == ignore, 0.0)
+
+
+class _Shard(torch.autograd.Function):
+    """The pair of one shard; targets outside 0 .. v are not here."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, local: Tensor) -> Tensor:
+        width = logits.shape[-1]
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        flat, spots = logits.reshape(-1, width), local.reshape(-1)
+        pair = torch.zeros((len(flat), 2), dtype=exact, device=logits.device)
+        here = (spots >= 0) & (spots < width)
+        if width == 0:
+            pair[:, 0] = float("-inf")
+        elif len(flat):
+            for rows in _chunks(flat):
+                pair[rows, 0] = flat[rows].to(exact).logsumexp(-1)
+            found = flat.gather(1, spots.masked_fill(~here, 0)[:, None])[:, 0]
+            pair[:, 1] = found.to(exact).masked_fill(~here, 0.0)
+        ctx.save_for_backward(logits, local, pair[:, 0].clone())
+        return pair.reshape(*logits.shape[:-1], 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dpair: Tensor) -> tuple[Tensor, None]:
+        logits, local, lse = ctx.saved_tensors
+        width = logits.shape[-1]
+        flat, spots, grads = logits.reshape(-1, width), local.reshape(-1), dpair.reshape(-1, 2)
+        out = torch.empty_like(flat, memory_format=torch.contiguous_format)
+        if flat.numel():
+            lse = lse.masked_fill(lse == float("-inf"), 0.0)
+            here = (spots >= 0) & (spots < width)
+            column = spots.masked_fill(~here, 0)[:, None]
+            direct = grads[:, 1:].masked_fill(~here[:, None], 0.0)
+            for rows in _chunks(flat):
+                part = flat[rows].to(lse.dtype).sub(lse[rows, None]).exp_().mul_(grads[rows, :1])
+                out[rows] = part.scatter_add_(1, column[rows], direct[rows])
+        return out.reshape(logits.shape), None
+
+
+def _chunks(flat: Tensor) -> Iterator[slice]:
+    """Cut rows [n, v] into slices of about `_CHUNK` numbers."""
+    step = max(1, _CHUNK // flat.shape[1])
+    for start in range(0, len(flat), step):
+        yield slice(start, start + step)
