@@ -170,7 +170,11 @@ class Comm:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """`pipeline over mesh.axis {}` or `pipeline a -> b -> c {}`."""
+    """`pipeline over mesh.axis {}` or `pipeline a -> b -> c {}`.
+
+    `schedule` is "table" where the plan writes one: `table` then has one text a pipeline rank, as in
+    "F0 F1 B0 B1", and `rows` says where each stands.
+    """
 
     mesh: str | None
     axis: str | None
@@ -179,6 +183,9 @@ class Pipeline:
     microbatches: int
     settings: tuple[Setting, ...]
     span: Span
+    virtual: int = 1
+    table: tuple[str, ...] = ()
+    rows: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,8 @@ def setting_value(term: Term, kind: Kind, name: str, env: Env) -> Any:
         return term.text
     if term.kind == "call" and term.text in kind.calls:
         return _call(term, kind, env)
+    if kind.table and term.kind == "list":
+        return _texts(term, kind, name, env)
     if kind.each:
         return _word_list(term, kind, name, env)
     if term.kind == "string" and term.text in kind.words:
@@ -192,6 +194,16 @@ def _word_list(term: Term, kind: Kind, name: str, env: Env) -> Any:
     if not items or len(words) < len(items) or not set(words) <= set(kind.words):
         return _wrong(term, kind, name, "something else", env)
     return words
+
+
+def _texts(term: Term, kind: Kind, name: str, env: Env) -> Any:
+    """A list of texts, one at least."""
+    value = evaluate(term, env)
+    if value is POISON:
+        return POISON
+    if not value or not all(isinstance(item, str) for item in value):
+        return _wrong(term, kind, name, "a list of other things", env)
+    return value
 
 
 def _wrong(term: Term, kind: Kind, name: str, found: str, env: Env) -> Any:

@@ -29,9 +29,6 @@ UNSUPPORTED: dict[tuple[str, str], str] = {
     ("place", "balance"): "balancing of experts",
     ("place", "recompute"): "recomputation",
     ("pipeline", "recompute"): "recomputation",
-    ("pipeline", "virtual"): "virtual stages",
-    ("schedule", "interleaved"): "an interleaved schedule",
-    ("schedule", "zero_bubble"): "a zero-bubble schedule",
     ("phase", "decode"): "a plan for decode alone",
     ("option", "layout"): "a layout other than contiguous (keys: or zigzag)",
     ("option", "assign"): "assignment of requests",
@@ -101,9 +98,7 @@ def _layout_runs(rule: Job, layout: str) -> bool:
 
 
 def _setting_features(place: str, settings: Iterable[Setting]) -> Iterator[tuple[str, str, Span]]:
-    plain = (("virtual", 1), ("recompute", False), ("sync", "event"))
+    plain = (("recompute", False), ("sync", "event"))
     for setting in settings:
         if (setting.name, setting.value) not in plain:
             yield place, setting.name, setting.span
-        if setting.name == "schedule":
-            yield "schedule", str(setting.value), setting.span

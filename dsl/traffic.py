@@ -5,6 +5,7 @@ from __future__ import annotations
 from plancc.dsl import tree as t
 from plancc.dsl.placing import mode
 from plancc.dsl.plan import Call, Comm, Pipeline, Setting
+from plancc.dsl.schedules import read_schedule
 from plancc.dsl.scope import Env, report_unknown
 from plancc.dsl.settings import read_settings
 from plancc.dsl.vocabulary import TENSOR_CLASSES, WIRE_TYPES
@@ -53,7 +54,6 @@ def resolve_pipeline(node: t.PipelineLine, context: Context, walk: Walk) -> Pipe
     env = context.env
     settings = read_settings(node.attrs, "pipeline", env)
     note_guards(walk, node.attrs, settings, context.guard)
-    known = {s.name: s.value for s in settings if s.guard is None}
     chain: tuple[str, ...] = ()
     mesh_name, axis_name = None, None
     if node.over is not None:
@@ -62,7 +62,6 @@ def resolve_pipeline(node: t.PipelineLine, context: Context, walk: Walk) -> Pipe
             return None
         mesh, axis_name = found
         mesh_name, stages = mesh.name, mesh.axis(axis_name).size
-        what = f"`{axis_name}` has {stages} stages"
     else:
         meshes = [find_mesh(name, env) for name in node.chain]
         if any(mesh is None for mesh in meshes):
@@ -70,23 +69,32 @@ def resolve_pipeline(node: t.PipelineLine, context: Context, walk: Walk) -> Pipe
         chain = tuple(mesh.name for mesh in meshes if mesh is not None)
         if not _chain_ok(node, chain, walk):
             return None
-        stages, what = len(chain), f"this chain has {len(chain)} stages"
+        stages = len(chain)
     for other in walk.pipelines:
         if (other.mesh, other.axis, other.chain) == (mesh_name, axis_name, chain):
             walk.world.report.error(
                 "P102", "this pipeline is declared twice", node.span,
                 labels=[(other.span, "first declaration")],
             )  # fmt: skip
-    micro = known.get("microbatches", stages)
-    if micro < stages:
-        attr = next(attr for attr in node.attrs if attr.name.text == "microbatches")
-        walk.world.report.error(
-            "P503", f"{micro} micro-batches cannot fill {stages} stages", attr.value.span,
-            labels=[(node.over.span, what)] if node.over else [(node.chain[0].span, what)],
-            help=f"at least {stages}, better {4 * stages}",
-        )  # fmt: skip
-    schedule = known.get("schedule", "GPipe")
-    return Pipeline(mesh_name, axis_name, chain, schedule, micro, settings, node.span)
+    stated = read_schedule(node, settings, stages, env)
+    if stated is None:
+        return None
+    pipeline = Pipeline(
+        mesh_name, axis_name, chain, stated.schedule, stated.microbatches, settings, node.span,
+        stated.virtual, stated.table, stated.rows,
+    )  # fmt: skip
+    _check_one_virtual(pipeline, walk)
+    return pipeline
+
+
+def _check_one_virtual(pipeline: Pipeline, walk: Walk) -> None:
+    """P509 for virtual stages on two axes of one mesh."""
+    for other in walk.pipelines:
+        if min(other.virtual, pipeline.virtual) > 1 and other.mesh == pipeline.mesh:
+            walk.world.report.error(
+                "P509", f"mesh `{pipeline.mesh}` has two pipelines with virtual stages",
+                pipeline.span, labels=[(other.span, "the first")],
+            )  # fmt: skip
 
 
 def _chain_ok(node: t.PipelineLine, chain: tuple[str, ...], walk: Walk) -> bool:

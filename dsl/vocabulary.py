@@ -55,8 +55,8 @@ class Kind:
     """What a setting takes: `units` of numbers, bare `words`, `calls` (name -> options).
 
     Units: int, number, bool, text, bytes, bytes/s, seconds, ratio. `each` means a list of
-    words, `dynamic` that the value may depend on inputs, `args` how many plain arguments
-    a call takes.
+    words, `table` a list of texts, `dynamic` that the value may depend on inputs, `args` how
+    many plain arguments a call takes.
     """
 
     text: str
@@ -67,6 +67,7 @@ class Kind:
     minimum: int | None = None
     dynamic: bool = False
     each: bool = False
+    table: bool = False
     code: str = "P110"
 
 
@@ -135,7 +136,11 @@ SETTINGS: dict[str, dict[str, Kind]] = {
         "sync": _words("event", "stream", "barrier"), "stream": _words("dedicated", "compute"),
     },
     "pipeline": {
-        "schedule": Kind("a schedule", words=SCHEDULES, code="P504"), "microbatches": COUNT,
+        "schedule": Kind(
+            "a schedule, or a table: one text a pipeline rank", words=SCHEDULES, table=True,
+            code="P504",
+        ),
+        "microbatches": COUNT,
         "virtual": COUNT, "recompute": RECOMPUTE,
     },
     "split": {

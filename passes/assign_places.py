@@ -13,15 +13,18 @@ from typing import ClassVar
 
 from plancc.dsl.diagnostics import Report
 from plancc.dsl.plan import Combine, Expr, Job, Place
+from plancc.dsl.schedules import check_layers
 from plancc.dsl.sizes import part_sizes
 from plancc.dsl.source import Span
 from plancc.dsl.vocabulary import DIMS
 from plancc.ir.layout import Part, Stage
-from plancc.ir.mesh import Grid, World
+from plancc.ir.mesh import Grid, World, mesh_of
 from plancc.ir.shape import Anchor, NamedGraph, Tree, leaves
 from plancc.passes.allot_parts import allot
 from plancc.passes.base import Placed, Unit
+from plancc.passes.give_chunks import give_chunks, layer_run
 from plancc.passes.match_targets import Cover, Matcher
+from plancc.passes.plan_schedule import virtual_stages
 from plancc.passes.settle_glue import settle_glue
 from plancc.passes.warn_uneven import warn_uneven
 
@@ -50,7 +53,7 @@ class AssignPlaces:
         matcher = Matcher(unit.plan, unit.graph, unit.variant)
         work = _Assignment(unit.named, unit.world, matcher, report)
         work.check_patterns()
-        places = work.nodes(unit.static)
+        places = give_chunks(unit, work.nodes(unit.static))
         rules = work.parameters()
         work.finish(places)
         settled = settle_glue(unit, places, rules)
@@ -66,6 +69,7 @@ class _Assignment:
         self.matcher = matcher
         self.report = report
         self.variant = matcher.variant
+        self.virtual = virtual_stages(matcher.plan)
         self.anchors: dict[tuple[str, str], tuple[Anchor, ...]] = {}
         self.found: dict[int, bool] = {}
         self.jobs: dict[int, tuple[Job, str, str]] = {}
@@ -184,16 +188,20 @@ class _Assignment:
         if index is None or state.mesh is None:
             return
         count = self.matcher.modules.layer_count
-        self.warn_layers(rule, count, self.world.grids[state.mesh].sizes[axis])
         stages = self.world.grids[state.mesh].sizes[axis]
-        bounds = [count * c // stages for c in range(stages + 1)]
-        state.coords[axis] = next(c for c in range(stages) if bounds[c] <= index < bounds[c + 1])
+        virtual = self.virtual.get((mesh_of(state.mesh), axis), 1)
+        runs = stages * virtual
+        if virtual > 1:
+            check_layers(count, stages, virtual, rule.axis_spans[0], self.report)
+        if virtual > 1 or "layers" not in self.matcher.plan.facts:
+            self.warn_layers(rule, count, runs)
+        state.coords[axis] = layer_run(index, count, runs) % stages
         state.depth.add(axis)
         state.span = rule.span
 
     def warn_layers(self, rule: Job, count: int, stages: int) -> None:
         """P303 for stages of unequal length, once a rule."""
-        if count % stages and "layers" not in self.matcher.plan.facts:
+        if count % stages:
             shares = ", ".join(f"{size} on {n}" for size, n in part_sizes(count, stages))
             self.report.warning(
                 "P303",

@@ -11,8 +11,10 @@ from dataclasses import replace
 
 from plancc.ir.graph import Node
 from plancc.ir.layout import Stage
+from plancc.ir.mesh import mesh_of
 from plancc.ir.shape import leaves
 from plancc.passes.base import Placed, Unit
+from plancc.passes.plan_schedule import virtual_stages
 
 
 def settle_glue(
@@ -44,6 +46,7 @@ class _Settling:
         self.axes = axes
         self.users: dict[str, list[str]] = {}
         self.producers: dict[str, list[str]] = {}
+        self.virtual = {mesh: (axis,) for mesh, axis in virtual_stages(unit.plan)}
         maker = {out.name: node.name for node in unit.graph.nodes for out in node.outs}
         for node in unit.graph.nodes:
             for ref in node.refs():
@@ -55,22 +58,24 @@ class _Settling:
         placed = self.places.get(node.name)
         if placed is None:
             return
-        coords = dict(placed.stage.coords)
+        coords, chunk = dict(placed.stage.coords), placed.stage.chunk
         for axis in sorted(self.axes[placed.stage.mesh] - set(coords)):
             if self.is_cut(node, placed, axis):
                 continue
+            virtual = axis in self.virtual.get(mesh_of(placed.stage.mesh), ())
             seen = {
-                dict(self.places[n].stage.coords)[axis]
+                (self.places[n].stage.chunk * virtual, dict(self.places[n].stage.coords)[axis])
                 for n in near
                 if n in self.places
                 and self.places[n].stage.mesh == placed.stage.mesh
                 and axis in dict(self.places[n].stage.coords)
             }
             if seen:
-                coords[axis] = min(seen) if earliest else max(seen)
+                at, coords[axis] = min(seen) if earliest else max(seen)
+                chunk = at if virtual else chunk
             elif last_resort:
                 coords[axis] = 0
-        stage = Stage(placed.stage.mesh, tuple(sorted(coords.items())))
+        stage = Stage(placed.stage.mesh, tuple(sorted(coords.items())), chunk)
         self.places[node.name] = replace(placed, stage=stage)
 
     def is_cut(self, node: Node, placed: Placed, axis: str) -> bool:

@@ -54,7 +54,11 @@ def run(args: argparse.Namespace) -> int:
 
 def check_one(path: str, args: argparse.Namespace) -> Report:
     """All diagnostics of one plan."""
+    from plancc.passes.plan_schedule import check_schedules
+
     plan, report = load_plan(path, dict(args.sets))
+    if plan is not None:
+        check_schedules(plan, report)
     if plan is not None and args.model:
         from plancc.compiler import check_model
 

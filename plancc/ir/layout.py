@@ -80,13 +80,18 @@ LocalTree = CutLeaf | Prod | Sum
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Where a value lives: a mesh, with the coordinates of its stage axes fixed."""
+    """Where a value lives: a mesh, with the coordinates of its stage axes fixed.
+
+    `chunk` tells the virtual stages of one coordinate apart: they are the same ranks.
+    """
 
     mesh: str
     coords: tuple[tuple[str, int], ...] = ()
+    chunk: int = 0
 
     def __str__(self) -> str:
-        return stage_name(self.mesh, self.coords)
+        name = stage_name(self.mesh, self.coords)
+        return f"{name}#{self.chunk}" if self.chunk else name
 
 
 @dataclass(frozen=True, slots=True)
