@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from plancc.dsl.errors import Bug
 from plancc.ir.graph import Node, Param, Ref, Value
 from plancc.models import ModelError
+from plancc.passes.capture.gradients import DETACH, Liveness
 from plancc.passes.capture.lines import model_line, module_path
 from plancc.passes.capture.sizes import Sizes
 
@@ -30,7 +31,8 @@ _DROPPED = {
     "profiler._record_function_enter_new.default",
     "profiler._record_function_exit._RecordFunction",
 }
-_ALIASES = {"aten.detach_.default", "aten.lift_fresh.default", "aten.detach.default"}
+_ALIASES = {"aten.lift_fresh.default"}
+_DETACHES = (DETACH, "aten.detach_.default")
 _REGIONS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
 _PLACEMENT = ("device", "pin_memory", "layout", "memory_format")
 
@@ -44,6 +46,8 @@ class Converter:
         self.nodes: list[Node] = []
         self.lines: dict[str, str] = {}
         self.storage: dict[str, int] = {}
+        self.values: dict[str, Value] = {}
+        self.grads = Liveness(self.storage)
 
     def run(self, graph: fx.Graph, root: torch.nn.Module) -> list[Any]:
         """Convert the nodes of `graph`; return its outputs as references."""
@@ -70,11 +74,32 @@ class Converter:
             self.env[node] = self.sizes.of(node.meta["val"])
         elif target in _ALIASES:
             self.env[node] = self.argument(node.args[0])
+        elif target in _DETACHES:
+            self.detach(node, target)
         else:
             self.emit(node, target)
 
+    def detach(self, node: fx.Node, target: str) -> None:
+        """Keep a detach of what a parameter leads to; in place, it holds for every later use."""
+        source = self.argument(node.args[0])
+        self.env[node] = self.cut(source, node)
+        if target != DETACH:
+            self.env |= {key: self.env[node] for key, held in self.env.items() if held == source}
+
+    def cut(self, source: Any, node: fx.Node) -> Any:
+        """Return a detached reference to a value, or the same one if it carries no gradient."""
+        if not isinstance(source, Ref) or source.name not in self.grads.live:
+            return source
+        old = self.values[source.name]
+        value = replace(old, name=f"{node.name}_cut_{source.name}")
+        self.values[value.name] = value
+        self.storage[value.name] = self.storage[source.name]
+        path, line = module_path(node), self.line(node)
+        self.nodes.append(Node(value.name, DETACH, (source,), {}, (value,), path, line))
+        return Ref(value.name)
+
     def inline(self, node: fx.Node, root: torch.nn.Module) -> None:
-        """Inline a region (no_grad, autocast): the context is already in the nodes' dtypes."""
+        """Inline a region: autocast is already in the nodes' dtypes, no_grad detaches what leaves."""
         skip = _REGIONS[node.target.__name__]
         body = getattr(root, node.args[skip].target)
         if node.target.__name__ == "wrap_with_autocast" and node.args[2]:
@@ -82,7 +107,19 @@ class Converter:
         places = [inner for inner in body.graph.nodes if inner.op == "placeholder"]
         for place, arg in zip(places, node.args[skip + 1 :], strict=True):
             self.env[place] = self.argument(arg)
-        self.env[node] = self.run(body.graph, body)
+        stops = node.target.__name__ == "wrap_with_set_grad_enabled" and not node.args[0]
+        if not stops:
+            self.env[node] = self.run(body.graph, body)
+            return
+        before = set(self.values)
+        self.grads.enter()
+        outputs = self.run(body.graph, body)
+        self.grads.leave()
+        made = body.graph.output_node().args[0]
+        self.env[node] = [
+            out if isinstance(out, Ref) and out.name in before else self.cut(out, inner)
+            for out, inner in zip(outputs, made, strict=True)
+        ]
 
     def emit(self, node: fx.Node, target: str) -> None:
         """Add a node to the graph."""
@@ -99,16 +136,21 @@ class Converter:
             key: self.argument(arg) for key, arg in node.kwargs.items() if key not in _PLACEMENT
         }
         args = tuple(self.argument(arg) for arg in node.args)
-        self.nodes.append(
-            Node(node.name, target, args, kwargs, outs, module_path(node), self.line(node))
-        )
+        made = Node(node.name, target, args, kwargs, outs, module_path(node), self.line(node))
+        self.nodes.append(made)
+        if not self.grads.add(made):
+            raise self.refuse(
+                node, f"`{target}` writes under no_grad into a value that gradients pass through"
+            )
         refs = [Ref(name) for name in names]
         self.env[node] = refs if many else refs[0]
 
     def value(self, name: str, tensor: Tensor) -> Value:
         """Describe a fake tensor, and note its storage."""
         self.storage[name] = tensor.untyped_storage()._cdata
-        return Value(name, tuple(self.sizes.of(size) for size in tensor.shape), tensor.dtype)
+        shape = tuple(self.sizes.of(size) for size in tensor.shape)
+        self.values[name] = Value(name, shape, tensor.dtype)
+        return self.values[name]
 
     def argument(self, arg: Any) -> Any:
         """Convert a node's argument: Ref, size, constant or tuple."""
@@ -174,6 +216,8 @@ def convert(
             value = converter.value(name, node.meta["val"])
             data = program.constants.get(spec.target, tensors.get(spec.target))
             params[name] = parameter(spec, value, fqns, data)
+            if params[name].kind == "param":
+                converter.grads.start(value)
     outputs = converter.run(program.graph, program.graph_module)
     tree = pytree.tree_unflatten(outputs, program.call_spec.out_spec)
     named = {name: leaf.name for name, leaf in flat_outputs(tree) if isinstance(leaf, Ref)}

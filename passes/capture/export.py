@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
+from torch.overrides import TorchFunctionMode
 
 from plancc.models import ModelError
 from plancc.passes.capture.lines import NOT_MODEL
@@ -29,7 +30,7 @@ _SWAPPING = threading.RLock()
 def trace(module: nn.Module, inputs: Mapping[str, Tensor]) -> ExportedProgram:
     """Export `module(**inputs)` with dynamic batch and sequence."""
     shapes = {name: dynamic_dims(value) for name, value in inputs.items()}
-    with _SWAPPING, fake_parameters(module), eval_mode(module), torch.no_grad():
+    with _SWAPPING, fake_parameters(module), eval_mode(module), torch.enable_grad():
         try:
             with redirect_stderr(io.StringIO()), quiet_logs():
                 return torch.export.export(
@@ -45,13 +46,29 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
 
+class _GradMode(TorchFunctionMode):
+    """Records where gradients are switched off and on, which torch.fx does not."""
+
+    def __init__(self, tracer: _Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch._C._set_grad_enabled:
+            self.tracer.create_proxy("call_function", func, args, {})
+        return func(*args, **(kwargs or {}))
+
+
 def symbolic(module: nn.Module) -> fx.GraphModule:
     """Trace with torch.fx alone, which follows no data and no size; ModelError where that fails."""
     tracer = _Tracer()
     tracer.record_stack_traces = True
     try:
-        with eval_mode(module):
-            return fx.GraphModule(module, tracer.trace(module), type(module).__name__).eval()
+        with eval_mode(module), torch.enable_grad(), _GradMode(tracer):
+            graph = tracer.trace(module)
+        return fx.GraphModule(module, graph, type(module).__name__).eval()
     except Exception as error:
         raise explain(error, module) from error
 

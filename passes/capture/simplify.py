@@ -18,7 +18,6 @@ _COPIES = {
     "aten.lift_fresh_copy.default",
     "aten.lift_fresh.default",
     "aten.alias.default",
-    "aten.detach.default",
     "aten.dropout.default",
     "aten.feature_dropout.default",
     "aten.alpha_dropout.default",

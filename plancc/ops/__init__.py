@@ -16,6 +16,7 @@ import torch
 from plancc.ops.attention import attention
 from plancc.ops.embedding import embedding_shard
 from plancc.ops.experts import experts
+from plancc.ops.joined import joined_nll, joined_rows_backward
 from plancc.ops.keys import attention_over_keys, attention_over_keys_backward
 from plancc.ops.later import linear_later
 from plancc.ops.loss import cross_entropy, cross_entropy_shard, join_cross_entropy
@@ -30,6 +31,8 @@ __all__ = [
     "embedding_shard",
     "experts",
     "join_cross_entropy",
+    "joined_nll",
+    "joined_rows_backward",
     "linear_later",
     "partial_mean",
     "resolve",
@@ -41,6 +44,8 @@ _OWN: dict[str, Callable[..., Any]] = {
     "plancc.attention_over_keys_backward.default": attention_over_keys_backward,
     "plancc.cross_entropy.default": cross_entropy,
     "plancc.cross_entropy_shard.default": cross_entropy_shard,
+    "plancc.joined_nll.default": joined_nll,
+    "plancc.joined_rows_backward.default": joined_rows_backward,
     "plancc.experts.default": experts,
     "plancc.embedding_shard.default": embedding_shard,
     "plancc.partial_mean.default": partial_mean,

@@ -65,4 +65,5 @@ class _Linear(torch.autograd.Function):
 
 
 def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1]) if x.numel() else x.new_zeros((0, x.shape[-1]))
+    """Return x [..., v] as [n, v], also where v is 0."""
+    return x.unsqueeze(0).flatten(0, -2)

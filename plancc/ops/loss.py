@@ -59,7 +59,7 @@ class _Shard(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, local: Tensor) -> Tensor:
         width = logits.shape[-1]
         exact = torch.promote_types(logits.dtype, torch.float32)
-        flat, spots = logits.reshape(-1, width), local.reshape(-1)
+        flat, spots = _flat(logits), local.reshape(-1)
         pair = torch.zeros((len(flat), 2), dtype=exact, device=logits.device)
         here = (spots >= 0) & (spots < width)
         if width == 0:
@@ -77,7 +77,7 @@ class _Shard(torch.autograd.Function):
     def backward(ctx: Any, dpair: Tensor) -> tuple[Tensor, None]:
         logits, local, lse = ctx.saved_tensors
         width = logits.shape[-1]
-        flat, spots, grads = logits.reshape(-1, width), local.reshape(-1), dpair.reshape(-1, 2)
+        flat, spots, grads = _flat(logits), local.reshape(-1), dpair.reshape(-1, 2)
         out = torch.empty_like(flat, memory_format=torch.contiguous_format)
         if flat.numel():
             lse = lse.masked_fill(lse == float("-inf"), 0.0)
@@ -88,6 +88,11 @@ class _Shard(torch.autograd.Function):
                 part = flat[rows].to(lse.dtype).sub(lse[rows, None]).exp_().mul_(grads[rows, :1])
                 out[rows] = part.scatter_add_(1, column[rows], direct[rows])
         return out.reshape(logits.shape), None
+
+
+def _flat(x: Tensor) -> Tensor:
+    """Return x [..., v] as [n, v], also where v is 0."""
+    return x.unsqueeze(0).flatten(0, -2)
 
 
 def _chunks(flat: Tensor) -> Iterator[slice]:
