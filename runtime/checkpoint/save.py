@@ -132,7 +132,7 @@ class _Save:
         path = self.aside / "save.json"
         try:
             return str(json.loads(path.read_text())["id"])
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             text = (
                 f"rank {self.rank} does not see `{path}`: either rank 0 could not begin the save, "
                 "or the ranks do not share a file system here"

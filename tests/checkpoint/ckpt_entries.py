@@ -111,15 +111,16 @@ def as_piece(name, tensor, ranges):
 
 def save(transport, payload):
     """Save the small model; returns what the rank was told. One rank may have a full disk."""
-    if payload.get("full") == transport.rank:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (600, resource.RLIM_INFINITY))
-    group = tuple(range(transport.world))
+    group, hard = tuple(range(transport.world)), resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    full = payload.get("full") == transport.rank
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     def barrier():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))  # gloo writes files too
         transport.barrier(group, 1)
         if payload.get("killed") == transport.rank:
             os.kill(os.getpid(), signal.SIGKILL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600 if full else hard, hard))
 
     whole = tensors(payload["salt"])
     pieces = pieces_of(whole, transport.rank, transport.world, fused=3)
@@ -128,9 +129,11 @@ def save(transport, payload):
             payload["folder"], payload["step"], pieces, {"salt": payload["salt"]},
             rank=transport.rank, world=transport.world, barrier=barrier,
         )  # fmt: skip
+        return ["saved", str(saved.path)]
     except Exception as error:
         return [type(error).__name__, str(error)]
-    return ["saved", str(saved.path)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
 
 def load(transport, payload):

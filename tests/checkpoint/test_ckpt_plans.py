@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -198,7 +198,7 @@ def partitions(draw, size):
     edges = sorted(draw(st.lists(st.integers(0, size), max_size=5)))
     bounds = [0, *edges, size]
     parts = [[] for _ in range(count)]
-    for row in zip(bounds, bounds[1:], strict=False):
+    for row in pairwise(bounds):
         parts[draw(st.integers(0, count - 1))].append(row)
     return [tuple(draw(st.permutations(part))) for part in parts]
 
