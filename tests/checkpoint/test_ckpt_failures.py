@@ -146,10 +146,11 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     assert listing(tmp_path) == ["file"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission(folder):
     folder.chmod(0o500)
     try:
+        if os.access(folder, os.W_OK):
+            pytest.skip("this user may write everywhere")
         errors = all_errors(folder, 2, lambda rank: pieces_of(GOOD, rank, 4))
     finally:
         folder.chmod(0o700)

@@ -240,3 +240,52 @@ def test_any_ranges_to_any_ranges(tmp_path_factory, case):
             expected = expected.index_select(dim, torch.tensor(index, dtype=torch.int64))
         found = checkpoint.read("x", ranges)
         assert found.dtype == dtype and found.is_contiguous() and torch.equal(found, expected)
+
+
+# Training on.
+
+
+def train(model, optimizer, steps, seed_at):
+    for step in range(seed_at, seed_at + steps):
+        x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        (model(x) + torch.rand(8, 6)).square().mean().backward()
+        optimizer.step()
+
+
+def fresh():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 9), torch.nn.Tanh(), torch.nn.Linear(9, 6))
+    return model, torch.optim.AdamW(model.parameters(), lr=0.01)
+
+
+def state_of(model, optimizer):
+    """The tensors of a run by checkpoint names, its generator among them."""
+    found = {"rng": torch.get_rng_state()}
+    for name, parameter in model.named_parameters():
+        found[f"model/{name}"] = parameter
+        for key, value in optimizer.state[parameter].items():
+            found[f"optim/{name}/{key}"] = value
+    return found
+
+
+def test_a_resumed_run_goes_on_bit_by_bit(tmp_path):
+    model, optimizer = fresh()
+    train(model, optimizer, 5, 0)
+    held = {name: x.detach().clone() for name, x in state_of(model, optimizer).items()}
+    save_local(tmp_path, 5, lambda rank: pieces_of(held, rank, 4))
+    train(model, optimizer, 5, 5)
+    expected = state_of(model, optimizer)
+
+    checkpoint = Checkpoint.open(tmp_path)
+    again, optimizer = fresh()
+    train(again, optimizer, 1, 0)
+    checkpoint.check_against({n: (x.shape, x.dtype) for n, x in held.items()})
+    with torch.no_grad():
+        for name, x in state_of(again, optimizer).items():
+            x.copy_(checkpoint.read(name, whole_of(x)))
+    torch.set_rng_state(checkpoint.read("rng", (((0, checkpoint.shape("rng")[0]),),)))
+    train(again, optimizer, 5, checkpoint.step)
+    found = state_of(again, optimizer)
+    assert found.keys() == expected.keys()
+    assert all(same_bits(found[name], x) for name, x in expected.items())
