@@ -105,7 +105,7 @@ def setting_value(term: Term, kind: Kind, name: str, env: Env) -> Any:
         return term.text
     if term.kind == "call" and term.text in kind.calls:
         return _call(term, kind, env)
-    if kind.table and term.kind == "list":
+    if kind.table and (term.kind == "list" or _is_list(term, env)):
         return _texts(term, kind, name, env)
     if kind.each:
         return _word_list(term, kind, name, env)
@@ -155,6 +155,12 @@ def _param_word(term: Term, kind: Kind, env: Env) -> str | None:
         return None
     value = evaluate(term, env)
     return value if isinstance(value, str) and value in kind.words else None
+
+
+def _is_list(term: Term, env: Env) -> bool:
+    """Whether a term is the name of a list."""
+    known = term.kind == "ref" and lookup(env, term.text) is not None
+    return known and isinstance(evaluate(term, env), tuple)
 
 
 def _is_unknown(term: Term, env: Env) -> bool:

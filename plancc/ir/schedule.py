@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import zip_longest
 
 from plancc.dsl.errors import Bug
 
@@ -64,12 +63,16 @@ class Problem:
     step: int | None = None
 
 
-def schedule_problems(schedule: Schedule) -> list[str]:
+Links = Iterable[tuple[int, int]]
+"""(source chunk, target chunk) of values that skip stages; each chunk sends to the next one anyway."""
+
+
+def schedule_problems(schedule: Schedule, links: Links = ()) -> list[str]:
     """Everything that is wrong with a schedule, in words; empty for a right one."""
-    return [problem.text for problem in find_problems(schedule)]
+    return [problem.text for problem in find_problems(schedule, links)]
 
 
-def find_problems(schedule: Schedule) -> list[Problem]:
+def find_problems(schedule: Schedule, links: Links = ()) -> list[Problem]:
     """Everything that is wrong with a schedule (at most MAX_PROBLEMS), with its place."""
     if len(schedule.rows) != schedule.stages:
         text = f"{len(schedule.rows)} rows for {schedule.stages} pipeline ranks"
@@ -78,7 +81,7 @@ def find_problems(schedule: Schedule) -> list[Problem]:
         found = [p for p, _ in zip(check(schedule), range(MAX_PROBLEMS), strict=False)]
         if found:
             return found
-    return [*_deadlock(schedule), *_overtaken(schedule)]
+    return [*_deadlock(schedule), *_overtaken(schedule, links)]
 
 
 def _strangers(schedule: Schedule) -> Iterator[Problem]:
@@ -222,46 +225,45 @@ def _deadlock(schedule: Schedule) -> Iterator[Problem]:
     yield Problem(f"deadlock: {'; '.join(lines)}{more}", stuck[0], clock.at[stuck[0]])
 
 
-def _overtaken(schedule: Schedule) -> Iterator[Problem]:
+def _overtaken(schedule: Schedule, links: Links) -> Iterator[Problem]:
     """Channels on which messages are not received in the order of sending."""
-    sent: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
-    got: dict[tuple[int, int, int], list[tuple[int, int, int, int]]] = {}
-    for rank, row in enumerate(schedule.rows):
+    near: dict[int, list[tuple[int, int]]] = {}
+    for pair in sorted({*links, *((c, c + 1) for c in range(schedule.chunks - 1))}):
+        for chunk in pair:
+            near.setdefault(chunk, []).append(pair)
+    sent: dict[tuple[int, int, int], list[tuple[int, int, int]]] = {}
+    got: dict[tuple[int, int, int], list[tuple[tuple[int, int, int], int]]] = {}
+    for row in schedule.rows:
         for step, action in enumerate(row):
-            if action.kind == "W":
-                continue
-            channel, way = (0, 1) if action.kind == "F" else (1, -1)
-            target = action.chunk + way
-            if 0 <= target < schedule.chunks and target % schedule.stages != rank:
-                pair = (rank, target % schedule.stages, channel)
-                sent.setdefault(pair, []).append((target, action.batch))
-            source = action.chunk - way
-            if 0 <= source < schedule.chunks and source % schedule.stages != rank:
-                pair = (source % schedule.stages, rank, channel)
-                got.setdefault(pair, []).append((action.chunk, action.batch, rank, step))
-    for (source, target, channel), messages in sorted(sent.items()):
-        for message, want in zip_longest(messages, got.get((source, target, channel), ())):
-            if want is None or message != want[:2]:
-                yield _swapped(schedule, source, target, channel, message, want)
+            channel = 0 if action.kind == "F" else 1
+            for source, target in near.get(action.chunk, ()) if action.kind != "W" else ():
+                if channel:
+                    source, target = target, source
+                message = (source, target, action.batch)
+                at, to = source % schedule.stages, target % schedule.stages
+                if at != to and action.chunk == source:
+                    sent.setdefault((at, to, channel), []).append(message)
+                if at != to and action.chunk == target:
+                    got.setdefault((at, to, channel), []).append((message, step))
+    for way, messages in sorted(sent.items()):
+        for message, (want, step) in zip(messages, got[way], strict=True):
+            if message != want:
+                yield _swapped(schedule, way, message, want, step)
                 break
 
 
 def _swapped(
-    schedule: Schedule, source: int, target: int, channel: int,
-    message: tuple[int, int], want: tuple[int, int, int, int] | None,
+    schedule: Schedule, way: tuple[int, int, int],
+    message: tuple[int, int, int], want: tuple[int, int, int], step: int,
 ) -> Problem:  # fmt: skip
     """The first message on a channel that is not the one that its receiver waits for."""
-    kind = "FB"[channel]
-    comes = schedule.label(Action(kind, *message))
-    where = f"from pipeline rank {source} to {target}"
-    if want is None:
-        return Problem(f"the {CHANNELS[channel]} for `{comes}` {where} are never received")
-    wanted = schedule.label(Action(kind, *want[:2]))
+    source, target, channel = way
+    comes, wanted = (schedule.label(Action("FB"[channel], *m[1:])) for m in (message, want))
     text = (
-        f"{CHANNELS[channel]} {where} arrive in the order of sending: "
-        f"those for `{comes}` come where `{wanted}` waits for its own"
+        f"{CHANNELS[channel]} from pipeline rank {source} to {target} arrive in the order of "
+        f"sending: those for `{comes}` come where `{wanted}` waits for its own"
     )
-    return Problem(text, want[2], want[3])
+    return Problem(text, target, step)
 
 
 def makespan(schedule: Schedule, costs: Mapping[str, int] = COSTS) -> int:
