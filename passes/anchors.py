@@ -57,7 +57,13 @@ COPIES = frozenset(
 def find_anchors(
     graph: Graph, shapes: Shapes, bindings: Mapping[str, Binding], hints: Sequence[Hint]
 ) -> tuple[tuple[Anchor, ...], tuple[Note, ...]]:
-    """Every named dim of the graph, those of `hints` first, and what could not be named."""
+    """Every named dim of the graph, those of `hints` first, and what could not be named.
+
+    A loss names nothing: a training graph has the dims of its model.
+    """
+    if graph.results:
+        model = tuple(node for node in graph.nodes if node.role != "loss")
+        graph = replace(graph, nodes=model, outputs=graph.results)
     work = _Anchors(graph, shapes, bindings)
     work.add_hints(hints)
     work.add_inputs()
@@ -379,7 +385,7 @@ def _input_names(value: Value) -> tuple[str, ...]:
     else:
         guess = ("batch", "seq", *[""] * rank)[:rank] if rank != 1 else ("",)
     symbols = {BATCH: "batch", TOKENS: "seq"}
-    return tuple(symbols.get(size, name) for size, name in zip(value.shape, guess, strict=True))
+    return tuple(symbols.get(size, name) for size, name in zip(value.shape, guess, strict=False))
 
 
 def _size(tree: Tree) -> int:

@@ -15,7 +15,7 @@ from plancc.dsl.source import Span
 from plancc.ir.graph import Graph
 from plancc.ir.layout import Layout, Part, Stage
 from plancc.ir.mesh import World
-from plancc.ir.program import Instruction, ProgramSet, Weight
+from plancc.ir.program import Held, Instruction, ProgramSet, Weight
 from plancc.ir.shape import NamedGraph
 
 
@@ -53,6 +53,25 @@ class NodeLayout:
     span: Span | None
     merges: tuple[MergeStep, ...] = ()  # attention over cut keys: `outs` is what the merges give
     partial: Layout | None = None  # and this the layout of the partial result
+    joins: tuple[Part, ...] = ()  # cross-entropy over cut columns: its rows are joined over these
+
+
+Entries = tuple[tuple[tuple[Stage, ...], Instruction], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What follows the forward of a training unit: entries of backward, reduce and refresh.
+
+    `gradients` maps a weight's local name to its reduced gradient, `owned` to the layout in which a rank
+    keeps its gradient and optimizer state.
+    """
+
+    backward: Entries
+    reduce: Entries
+    refresh: Entries
+    gradients: Mapping[str, Held]
+    owned: Mapping[str, Layout]
 
 
 @dataclass(frozen=True)
@@ -68,9 +87,10 @@ class Unit:
     places: Mapping[str, Placed] = field(default_factory=dict)
     param_rules: Mapping[str, Placed] = field(default_factory=dict)
     layouts: Mapping[str, NodeLayout] = field(default_factory=dict)
-    instructions: tuple[tuple[tuple[Stage, ...], Instruction], ...] = ()
+    instructions: Entries = ()
     weights: Mapping[Stage, tuple[Weight, ...]] = field(default_factory=dict)
     outputs: Mapping[str, tuple[str, Stage]] = field(default_factory=dict)
+    training: Training | None = None
     programs: ProgramSet | None = None
 
 

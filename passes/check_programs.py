@@ -12,6 +12,7 @@ from plancc.dsl.diagnostics import Report
 from plancc.dsl.errors import Bug
 from plancc.ir.layout import Stage
 from plancc.ir.program import (
+    Bucket,
     Collective,
     Instruction,
     Merge,
@@ -20,6 +21,7 @@ from plancc.ir.program import (
     Recv,
     Send,
     Transfer,
+    produced,
 )
 from plancc.passes.base import Unit
 
@@ -84,7 +86,8 @@ def collectives(program: RankProgram, stage: Stage) -> list[tuple[Any, ...]]:
     found = [step for step in program.instructions if together(step) and step.out.stage == stage]
     return [
         (
-            "merge" if isinstance(step, Merge) else step.kind, step.out.source,
+            "merge" if isinstance(step, Merge) else step.kind,
+            tuple(held.source for held in produced(step)),
             (step.part, *step.spread) if isinstance(step, Merge) else step.parts,
             step.out.layout, step.out.dtype,
         )
@@ -92,9 +95,11 @@ def collectives(program: RankProgram, stage: Stage) -> list[tuple[Any, ...]]:
     ]  # fmt: skip
 
 
-def together(step: Instruction) -> TypeGuard[Collective | Merge]:
+def together(step: Instruction) -> TypeGuard[Collective | Merge | Bucket]:
     """Whether the ranks of a group must meet at an instruction."""
-    return isinstance(step, Merge) or (isinstance(step, Collective) and step.kind not in LOCAL)
+    if isinstance(step, Collective):
+        return step.kind not in LOCAL
+    return isinstance(step, (Merge, Bucket))
 
 
 def unequal_collectives(programs: ProgramSet) -> Iterator[str]:

@@ -15,7 +15,8 @@ import torch
 from plancc.dsl.diagnostics import Report
 from plancc.dsl.errors import Bug
 from plancc.ir.graph import Node, Ref, Value
-from plancc.ir.layout import Layout, Move, Stage, cut_tree, plan_moves
+from plancc.ir.layout import CutLeaf, Layout, Move, Stage, cut_tree, plan_moves
+from plancc.ir.leaf_names import PAIR
 from plancc.ir.program import (
     Collective,
     Compute,
@@ -117,6 +118,9 @@ class _Builder:
         if plan.merges:
             self.attend(node, binding, plan, local, origin)
             return
+        if plan.joins:
+            self.join(node, binding, plan, local, origin)
+            return
         outs = tuple(
             self.hold(out.value, stage, layout, out.value)
             for out, layout in zip(binding.outs, plan.outs, strict=True)
@@ -124,6 +128,24 @@ class _Builder:
         target, args, kwargs = localise_node(node, binding, self.named.shapes, plan, local)
         compute = Compute(target, args, kwargs, outs, origin, node.name)
         self.instructions.append(((stage,), compute))
+
+    def join(
+        self, node: Node, binding: Binding, plan: NodeLayout,
+        local: dict[tuple[str | int, ...], Ref], origin: Origin,
+    ) -> None:  # fmt: skip
+        """Cross-entropy over this rank's columns, then the rows of all ranks joined."""
+        value, stage = node.outs[0], plan.stage
+        pair = Layout((*plan.outs[0].dims, CutLeaf(PAIR, 2)))
+        target, args, kwargs = localise_node(node, binding, self.named.shapes, plan, local)
+        mine = Held(self.fresh(f"{value.name}_rows"), "", pair, value.dtype, stage)
+        both = Held(self.fresh(f"{value.name}_joined"), "", pair, value.dtype, stage)
+        out = self.hold(value.name, stage, plan.outs[0], value.name)
+        steps: tuple[Instruction, ...] = (
+            Compute(target, args, kwargs, (mine,), origin, node.name),
+            Collective("join_rows", mine.name, both, None, plan.joins, origin),
+            Compute("plancc.joined_nll.default", (Ref(both.name), args[1]), {}, (out,), origin),
+        )
+        self.instructions += [((stage,), step) for step in steps]
 
     def attend(
         self, node: Node, binding: Binding, plan: NodeLayout,

@@ -6,6 +6,7 @@ arrive in order, so a receive waits for no later one and none is overtaken.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -25,13 +26,18 @@ class OrderTransfers:
 
     def run(self, unit: Unit, report: Report) -> Unit:
         """Reorder `instructions`: a Send entry belongs to the source, a Transfer entry to the target."""
-        if not any(isinstance(step, Transfer) for _, step in unit.instructions):
+        unit = replace(unit, instructions=tuple(ordered(unit.instructions)))
+        if unit.training is None:
             return unit
-        return replace(unit, instructions=tuple(ordered(unit.instructions)))
+        backward, reduce = ordered(unit.training.backward), ordered(unit.training.reduce)
+        training = replace(unit.training, backward=tuple(backward), reduce=tuple(reduce))
+        return replace(unit, training=training)
 
 
-def ordered(entries: tuple[Entry, ...]) -> list[Entry]:
+def ordered(entries: Sequence[Entry]) -> list[Entry]:
     """The entries with sends and receives at their places."""
+    if not any(isinstance(step, Transfer) for _, step in entries):
+        return list(entries)
     made = {held.name: at for at, (_, step) in enumerate(entries) for held in produced(step)}
     transfers = [
         (made.get(step.operand, at), at, step)
@@ -59,8 +65,12 @@ def ordered(entries: tuple[Entry, ...]) -> list[Entry]:
 
 
 def by_pair(transfers: list[tuple[int, int, Transfer]]) -> dict[tuple[Stage, Stage], list]:
-    """(position wanted, transfer) in order of sending, for each pair of stages."""
+    """(position wanted, transfer) in order of sending, for each pair of ranks' stages.
+
+    Virtual stages of one coordinate are the same ranks: their messages come in one order.
+    """
     found: dict[tuple[Stage, Stage], list] = {}
     for _, at, step in transfers:
-        found.setdefault((step.edge.source, step.edge.target), []).append((at, step))
+        pair = replace(step.edge.source, chunk=0), replace(step.edge.target, chunk=0)
+        found.setdefault(pair, []).append((at, step))
     return found

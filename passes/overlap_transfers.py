@@ -27,6 +27,7 @@ from plancc.ir.program import (
     Transfer,
 )
 from plancc.passes.base import Unit
+from plancc.passes.plan_schedule import virtual_stages
 
 Pair = frozenset[str]
 
@@ -41,11 +42,13 @@ class OverlapTransfers:
         """Fill `pause` of receives in `programs`."""
         assert unit.programs is not None
         check_traffic(unit, report)
-        pairs = overlapped(unit.plan, unit.variant, "batches")
+        pairs = {} if unit.training else overlapped(unit.plan, unit.variant, "batches")
         if not pairs or unit.programs.microbatches < 2:
             return unit
         bursts = sending_bursts(unit.programs)
-        programs = tuple(paused(p, set(pairs), bursts) for p in unit.programs.programs)
+        # virtual stages come back to their ranks, which would else wait for themselves
+        turning = {*pairs, *(frozenset({mesh}) for mesh, _ in virtual_stages(unit.plan))}
+        programs = tuple(paused(p, turning, bursts) for p in unit.programs.programs)
         problem = disorder(programs, unit.programs.microbatches)
         if problem:
             raise Bug(f"micro-batches taking turns would mix up messages: {problem}")

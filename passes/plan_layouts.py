@@ -58,6 +58,9 @@ class _Planner:
         }
         keys = cut_positions(binding, placed, self.named)
         contracted = contracted_parts(binding, active)
+        joins: tuple[Part, ...] = ()
+        if any(rule.startswith("joined:") for rule in binding.rules):
+            joins, contracted = contracted, ()
         active = {**active, **keys}
         through = self.passed(binding, placed, active, contracted)
         partial = contracted or (self.partial_of(binding.operands[through[0]]) if through else ())
@@ -75,8 +78,9 @@ class _Planner:
         for out, layout in zip(binding.outs, outs, strict=True):
             self.produced[out.value] = (layout, placed.stage)
         self.layouts[binding.node] = NodeLayout(
-            placed.stage, tuple(operands), tuple(outs), tuple(once), placed.span, merges, pending
-        )
+            placed.stage, tuple(operands), tuple(outs), tuple(once), placed.span, merges, pending,
+            joins,
+        )  # fmt: skip
 
     def merges(
         self, binding: Binding, placed: Placed, out: Layout, keys: Active

@@ -22,7 +22,9 @@ from plancc.passes.check_programs import CheckPrograms
 from plancc.passes.check_rules import CheckRules
 from plancc.passes.chunk_attention import chunk_attention, chunk_depths
 from plancc.passes.collection import without_collection
+from plancc.passes.derive_backward import DeriveBackward
 from plancc.passes.derive_phases import NotCausal, derive_phase
+from plancc.passes.derive_training import derive_training
 from plancc.passes.estimate_memory import EstimateMemory
 from plancc.passes.find_static import FindStatic
 from plancc.passes.insert_moves import InsertMoves
@@ -32,6 +34,7 @@ from plancc.passes.order_transfers import OrderTransfers
 from plancc.passes.overlap_transfers import OverlapTransfers, active_comms, overlapped
 from plancc.passes.partition_ranks import PartitionRanks
 from plancc.passes.plan_layouts import PlanLayouts
+from plancc.passes.plan_schedule import check_schedules
 from plancc.passes.rows import RowError, UnknownOperator
 
 PIPELINE: tuple[Pass, ...] = (
@@ -40,6 +43,7 @@ PIPELINE: tuple[Pass, ...] = (
     PlanLayouts(),
     CheckRules(),
     InsertMoves(),
+    DeriveBackward(),
     OrderTransfers(),
     PartitionRanks(),
     OverlapTransfers(),
@@ -94,6 +98,7 @@ def lower(unit: Unit, report: Report, watch: Watch | None = None) -> Unit:
 def name_model(plan: ResolvedPlan, graph: Graph, report: Report) -> NamedGraph:
     """The forward graph with its dims named; what the plan cannot mean for this model is reported."""
     report_unsupported(plan, report)
+    check_schedules(plan, report)
     try:
         named = name_dims(graph, named_hints(plan, Modules(graph)))
     except UnknownOperator as problem:
@@ -125,7 +130,7 @@ def report_unknown(problem: UnknownOperator, report: Report) -> None:
 
 
 def named_phases(
-    forward: NamedGraph, phases: Sequence[str] | None
+    plan: ResolvedPlan, forward: NamedGraph, phases: Sequence[str] | None
 ) -> tuple[list[NamedGraph], list[str]]:
     """The named graph of each phase; without `phases`, all that the model has, and why others are not."""
     wanted = phases if phases is not None else ("forward", "prefill", "decode")
@@ -133,6 +138,10 @@ def named_phases(
     for phase in wanted:
         if phase == "forward":
             found.append(forward)
+            continue
+        if phase == "train":
+            graph = derive_training(forward.graph)
+            found.append(name_dims(graph, named_hints(plan, Modules(graph))))
             continue
         try:
             found.append(name_dims(derive_phase(forward, phase)))
@@ -158,7 +167,7 @@ def compile_graph(
     stated = plan.facts.get("phase")
     wanted = phases if phases is not None or stated is None else (str(stated),)
     try:
-        named, notes = named_phases(forward, wanted)
+        named, notes = named_phases(plan, forward, wanted)
     except NotCausal as problem:
         report.error(
             "P311", f"the model has no phase to match: {problem}", plan.fact_spans.get("phase")

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class Artifact:
         self.folder = folder
         self.manifest = manifest
         self.world: int = manifest["world"]
-        self._modules: dict[str, Callable[..., dict[str, Any]]] = {}
+        self._modules: dict[str, ModuleType] = {}
 
     @cached_property
     def grids(self) -> dict[str, Grid]:
@@ -93,8 +94,13 @@ class Artifact:
 
     def step(self, file: str) -> Callable[..., dict[str, Any]]:
         """The `step` function of one program file."""
+        step: Callable[..., dict[str, Any]] = self.module(file).step
+        return step
+
+    def module(self, file: str) -> ModuleType:
+        """The functions of one program file."""
         if file not in self._modules:
-            self._modules[file] = load_step(self.folder / file)
+            self._modules[file] = load_program(self.folder / file)
         return self._modules[file]
 
     def base(self, row: Mapping[str, Any]) -> int:
@@ -126,12 +132,17 @@ class Artifact:
 
 def load_step(path: Path) -> Callable[..., dict[str, Any]]:
     """The `step` function of an emitted program file."""
+    step: Callable[..., dict[str, Any]] = load_program(path).step
+    return step
+
+
+def load_program(path: Path) -> ModuleType:
+    """The module of an emitted program file."""
     spec = importlib.util.spec_from_file_location(f"plancc_program_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    step: Callable[..., dict[str, Any]] = module.step
-    return step
+    return module
 
 
 def describe_line(text: str, at: int) -> tuple[str, str]:

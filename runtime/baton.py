@@ -44,6 +44,7 @@ class Receive:
     """An exchange that waits for messages: how many from which rank."""
 
     counts: dict[int, int]
+    channel: int = 0
 
     def missing(self) -> list[int]:
         return sorted(self.counts)
@@ -55,6 +56,7 @@ class Message:
 
     tensor: Tensor
     at: int
+    channel: int = 0
 
 
 @contextmanager
@@ -78,7 +80,7 @@ class Baton:
         self.positions: list[int | None] = [None] * world
         self.ended = [False] * world
         self.meetings: dict[Group, Meeting] = {}
-        self.mail: dict[tuple[int, int], deque[Message]] = {}
+        self.mail: dict[tuple[int, int, int], deque[Message]] = {}
         self.groups: set[tuple[Group, int]] = set()
         self.programs = [""] * world
         self.results: list[Any] = [None] * world
@@ -198,9 +200,11 @@ class Baton:
 
     def post(self, source: int, target: int, message: Message) -> None:
         """Put a message into a mailbox, and wake the receiver if it was the last one missing."""
-        self.mail.setdefault((source, target), deque()).append(message)
+        self.mail.setdefault((source, target, message.channel), deque()).append(message)
         wait = self.waits[target]
-        if not isinstance(wait, Receive) or source not in wait.counts:
+        if not isinstance(wait, Receive) or wait.channel != message.channel:
+            return
+        if source not in wait.counts:
             return
         wait.counts[source] -= 1
         if not wait.counts[source]:
@@ -208,19 +212,21 @@ class Baton:
             if not wait.counts:
                 self.ready.append(target)
 
-    def await_mail(self, rank: int, recvs: Sequence[tuple[int, Shape, torch.dtype]]) -> None:
+    def await_mail(
+        self, rank: int, recvs: Sequence[tuple[int, Shape, torch.dtype]], channel: int = 0
+    ) -> None:
         """Return when every message that `recvs` needs is in its mailbox."""
         needed: dict[int, int] = {}
         for source, _, _ in recvs:
             needed[source] = needed.get(source, 0) + 1
-        missing = {s: n - len(self.mail.get((s, rank), ())) for s, n in needed.items()}
+        missing = {s: n - len(self.mail.get((s, rank, channel), ())) for s, n in needed.items()}
         missing = {source: count for source, count in missing.items() if count > 0}
         if missing:
-            self.wait(rank, Receive(missing))
+            self.wait(rank, Receive(missing, channel))
 
     def check_mail(self) -> None:
         """Raise for a message that nobody received."""
-        for (source, target), box in sorted(self.mail.items()):
+        for (source, target, _), box in sorted(self.mail.items()):
             if box:
                 text = signature_text("send", box[0].tensor.dtype, [tuple(box[0].tensor.shape)])
                 raise fail(

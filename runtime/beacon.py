@@ -19,7 +19,7 @@ from pathlib import Path
 from plancc.runtime.transport import COMPUTE, IN_OP, STARTING
 
 Channel = tuple[int, ...]
-"""What ranks meet over: (GROUP, *ranks), (MESSAGE, source, target) or (PART, source, target)."""
+"""What ranks meet over: (GROUP, *ranks), (MESSAGE, source, target, channel) or (PART, source, target)."""
 GROUP, MESSAGE, PART = range(3)
 
 _HEAD = struct.Struct("<qqqQ")  # changes, instruction or -1, state, meeting

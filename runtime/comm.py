@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plancc.runtime import packed
 from plancc.runtime.dims import Dim, Ranges, intersect, length, within
+from plancc.runtime.pieces import cut, join, put, resized, take
 from plancc.runtime.transport import Transport
 from plancc.runtime.view import Members, Peers, View
 
@@ -42,7 +44,7 @@ class Comm:
         """Make dim `dim` (local Dim `d`) whole along `parts`."""
         peers = self.view.peers(self.view.parts(parts))
         frame, pieces = self._pieces(d, peers)
-        shapes = [_resized(x, dim, length(p)) for p in pieces]
+        shapes = [resized(x, dim, length(p)) for p in pieces]
         found = self._in_order(
             peers, shapes, lambda s: self.transport.all_gather(x, peers.group, s, at + self.base)
         )
@@ -64,7 +66,7 @@ class Comm:
         frame, pieces = self._pieces(d, peers)
         to_frame, to_pieces = self._pieces(to, peers)
         out = [take(x, to_dim, within(to_frame, p)) for p in to_pieces]
-        kept = _resized(x, to_dim, int(to))
+        kept = resized(x, to_dim, int(to))
         shapes = [(*kept[:dim], length(p), *kept[dim + 1 :]) for p in pieces]
         order = [out[peers.ranks.index(rank)] for rank in peers.group]
         found = self._in_order(
@@ -92,13 +94,45 @@ class Comm:
             share = {rank: within(frame, p) for rank, p in zip(keepers.ranks, pieces, strict=True)}
         wide = rows.unsqueeze(-1).to(torch.promote_types(out.dtype, rows.dtype))
         both = torch.cat([out.to(wide.dtype), wide], -1)
-        shape = _resized(both, 1, length(share[self.view.rank]))
+        shape = resized(both, 1, length(share[self.view.rank]))
         found = self.transport.all_to_all(
             [take(both, 1, share[rank]) for rank in group], group, [shape] * len(group),
             at + self.base,
         )  # fmt: skip
         merged, total = merge([(piece[..., :-1], piece[..., -1]) for piece in found])
         return merged.to(out.dtype), total.to(rows.dtype)
+
+    def join_rows(self, pair: Tensor, parts: Parts, at: int) -> Tensor:
+        """Join (logsumexp, target's logit) [..., 2] of the columns that the ranks along `parts` hold."""
+        group = self.view.peers(self.view.parts(parts)).group
+        shapes = [tuple(pair.shape)] * len(group)
+        both = torch.stack(self.transport.all_gather(pair, group, shapes, at + self.base))
+        return torch.stack([both[..., 0].logsumexp(0), both[..., 1].sum(0)], -1)
+
+    def all_reduce_bucket(self, xs: Sequence[Tensor], parts: Parts, at: int) -> tuple[Tensor, ...]:
+        """`all_reduce` of several tensors at once."""
+        group = self.view.peers(self.view.parts(parts)).group
+        return packed.all_reduce(self.transport, xs, group, at + self.base)
+
+    def reduce_scatter_bucket(
+        self, xs: Sequence[Tensor], dims: Sequence[tuple[int, Dim]], parts: Parts, at: int
+    ) -> tuple[Tensor, ...]:
+        """`reduce_scatter` of several tensors at once, each along its own (dim, Dim after)."""
+        peers = self.view.peers(self.view.parts(parts))
+        cuts = [self._pieces(d, peers) for _, d in dims]
+        spots = [
+            [(dim, within(frame, p)) for p in pieces]
+            for (dim, _), (frame, pieces) in zip(dims, cuts, strict=True)
+        ]
+        return packed.reduce_scatter(self.transport, xs, spots, peers, at + self.base)
+
+    def all_gather_bucket(
+        self, xs: Sequence[Tensor], dims: Sequence[tuple[int, Dim]], parts: Parts, at: int
+    ) -> tuple[Tensor, ...]:
+        """`all_gather` of several tensors at once, each along its own (dim, Dim before)."""
+        peers = self.view.peers(self.view.parts(parts))
+        cuts = [(dim, *self._pieces(d, peers)) for dim, d in dims]
+        return packed.all_gather(self.transport, xs, cuts, peers, at + self.base)
 
     def shard(self, x: Tensor, dim: int, d: Dim, parts: Parts) -> Tensor:
         """Keep this rank's share of a dim that is whole along `parts`; nothing is sent."""
@@ -114,36 +148,37 @@ class Comm:
 
     def send(
         self, x: Tensor, source: Members, has: Sequence[Dim], target: Members,
-        wants: Sequence[Dim], at: int,
+        wants: Sequence[Dim], at: int, channel: int = 0,
     ) -> None:  # fmt: skip
         """Send this rank's part of a value to the ranks of `target` that want it."""
         routes = self._routes(source, has, target, wants)
-        self.transport.exchange(self._outgoing(x, routes), [], at + self.base)
+        self.transport.exchange(self._outgoing(x, routes), [], at + self.base, channel)
 
     def recv(
         self, dtype: torch.dtype, source: Members, has: Sequence[Dim], target: Members,
-        wants: Sequence[Dim], at: int,
+        wants: Sequence[Dim], at: int, channel: int = 0,
     ) -> Tensor:  # fmt: skip
         """Receive what this rank wants of a value that the ranks of `source` hold."""
         routes = self._routes(source, has, target, wants)
-        return self._incoming(None, dtype, routes, [], at)
+        return self._incoming(None, dtype, routes, [], at, channel)
 
     def transfer(
         self, x: Tensor, source: Members, has: Sequence[Dim], target: Members,
-        wants: Sequence[Dim], at: int,
+        wants: Sequence[Dim], at: int, channel: int = 0,
     ) -> Tensor:  # fmt: skip
         """Send and receive, on a rank of both stages."""
         routes = self._routes(source, has, target, wants)
-        return self._incoming(x, x.dtype, routes, self._outgoing(x, routes), at)
+        return self._incoming(x, x.dtype, routes, self._outgoing(x, routes), at, channel)
 
     def _outgoing(self, x: Tensor, routes: _Routes) -> list[tuple[int, Tensor]]:
         return [(rank, cut(x, spots)) for rank, spots in routes.sends]
 
     def _incoming(
-        self, x: Tensor | None, dtype: torch.dtype, routes: _Routes, sends: list, at: int
-    ) -> Tensor:
+        self, x: Tensor | None, dtype: torch.dtype, routes: _Routes, sends: list, at: int,
+        channel: int,
+    ) -> Tensor:  # fmt: skip
         wanted = [(r, tuple(length(s) for s in spots), dtype) for r, spots in routes.recvs]
-        found = self.transport.exchange(sends, wanted, at + self.base)
+        found = self.transport.exchange(sends, wanted, at + self.base, channel)
         if len(found) == 1 and x is None and tuple(found[0].shape) == routes.shape:
             return found[0]
         out = torch.empty(routes.shape, dtype=dtype, device=self.view.device)
@@ -227,61 +262,3 @@ def find_routes(
             elif rank == view.rank:
                 routes.recvs.append((giver, taken))
     return routes
-
-
-def _resized(x: Tensor, dim: int, size: int) -> tuple[int, ...]:
-    return (*x.shape[:dim], size, *x.shape[dim + 1 :])
-
-
-def take(x: Tensor, dim: int, spots: Ranges) -> Tensor:
-    """The elements of `x` at positions `spots` of `dim`: a view where they are one range."""
-    if len(spots) == 1:
-        lo, hi = spots[0]
-        return x if hi - lo == x.shape[dim] else x.narrow(dim, lo, hi - lo)
-    if not spots:
-        return x.narrow(dim, 0, 0)
-    return torch.cat([x.narrow(dim, lo, hi - lo) for lo, hi in spots], dim)
-
-
-def cut(x: Tensor, spots: tuple[Ranges, ...]) -> Tensor:
-    """The block of `x` at positions `spots`, dim by dim."""
-    for dim, ranges in enumerate(spots):
-        x = take(x, dim, ranges)
-    return x
-
-
-def put(out: Tensor, spots: tuple[Ranges, ...], piece: Tensor) -> None:
-    """Write `piece` into the block of `out` at positions `spots`."""
-    if not spots:
-        out.copy_(piece)
-        return
-    blocks: list[tuple[Tensor, Tensor]] = [(out, piece)]
-    for dim, ranges in enumerate(spots):
-        split: list[tuple[Tensor, Tensor]] = []
-        for to, frm in blocks:
-            base = 0
-            for lo, hi in ranges:
-                split.append((to.narrow(dim, lo, hi - lo), frm.narrow(dim, base, hi - lo)))
-                base += hi - lo
-        blocks = split
-    for to, frm in blocks:
-        to.copy_(frm)
-
-
-def join(pieces: Sequence[Tensor], dim: int, frame: Ranges, held: Sequence[Ranges]) -> Tensor:
-    """Put the pieces of the peers together along `dim`: a plain cat where they lie one after the other."""
-    spots = [within(frame, ranges) for ranges in held]
-    at = 0
-    for found in spots:
-        if len(found) > 1 or (found and found[0][0] != at):
-            break
-        at += length(found)
-    else:
-        return torch.cat(list(pieces), dim)
-    out = pieces[0].new_empty(_resized(pieces[0], dim, length(frame)))
-    for found, piece in zip(spots, pieces, strict=True):
-        base = 0
-        for lo, hi in found:
-            out.narrow(dim, lo, hi - lo).copy_(piece.narrow(dim, base, hi - lo))
-            base += hi - lo
-    return out

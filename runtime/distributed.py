@@ -60,8 +60,8 @@ class DistributedTransport(ABC):
         self._beacon = beacon
         self._limit = timedelta(seconds=time_limit)
         self._groups: dict[Group, Any] = {}
-        self._messages: dict[tuple[int, int], int] = {}
-        self._own_mail: deque[Tensor] = deque()
+        self._messages: dict[Channel, int] = {}
+        self._own_mail: dict[int, deque[Tensor]] = {}
 
     def __enter__(self) -> DistributedTransport:
         return self
@@ -164,6 +164,7 @@ class DistributedTransport(ABC):
         sends: Sequence[tuple[int, Tensor]],
         recvs: Sequence[tuple[int, Shape, torch.dtype]],
         at: int,
+        channel: int = 0,
     ) -> list[Tensor]:
         """Send (rank, tensor) pairs and return what the (rank, shape, dtype) receives bring."""
         self.set_position(at)
@@ -172,14 +173,14 @@ class DistributedTransport(ABC):
             check_peer(target, self.world)
             if tensor.numel():
                 sent += tensor.nbytes
-                self._post(target, _fresh(tensor.detach()), at)
+                self._post(target, _fresh(tensor.detach()), at, channel)
         self.counters.add("exchange", sent)
         found = [torch.empty(shape, dtype=dtype, device=self.device) for _, shape, dtype in recvs]
         pending = []
         for (source, _, _), tensor in zip(recvs, found, strict=True):
             check_peer(source, self.world)
             if tensor.numel():
-                pending.append((source, self._expect(source, tensor, at)))
+                pending.append((source, self._expect(source, tensor, at, channel)))
         while pending:
             self._show(at, {source for source, _ in pending})
             _, finish = pending.pop(0)
@@ -224,11 +225,11 @@ class DistributedTransport(ABC):
         """Send sizes[i] of the bytes to group[i]; join found[i] bytes from each group[i]."""
 
     @abstractmethod
-    def _send(self, tensor: Tensor, target: int, tag: int) -> None:
+    def _send(self, tensor: Tensor, target: int, tag: int, channel: int) -> None:
         """Send without waiting; the tensor is not used for anything else."""
 
     @abstractmethod
-    def _receive(self, tensor: Tensor, source: int, tag: int) -> Callable[[], object]:
+    def _receive(self, tensor: Tensor, source: int, tag: int, channel: int) -> Callable[[], object]:
         """Begin to receive into the tensor; the result waits for the end."""
 
     @abstractmethod
@@ -284,26 +285,26 @@ class DistributedTransport(ABC):
             reason = "lost a peer or waited too long"
             raise LostPeer(self.rank, at, None, reason, str(error)) from error
 
-    def _post(self, target: int, tensor: Tensor, at: int) -> None:
+    def _post(self, target: int, tensor: Tensor, at: int, channel: int) -> None:
         if target == self.rank:
-            self._own_mail.append(tensor)
+            self._own_mail.setdefault(channel, deque()).append(tensor)
             return
-        tag = self._tag(self.rank, target, target, tensor, at)
-        self._guard(at, lambda: self._send(tensor, target, tag))
+        tag = self._tag((MESSAGE, self.rank, target, channel), target, tensor, at)
+        self._guard(at, lambda: self._send(tensor, target, tag, channel))
 
-    def _expect(self, source: int, tensor: Tensor, at: int) -> Callable[[], object]:
+    def _expect(self, source: int, tensor: Tensor, at: int, channel: int) -> Callable[[], object]:
         """Begin to receive into the tensor; the result waits for it."""
         if source == self.rank:
-            return lambda: tensor.copy_(self._own_mail.popleft())
-        tag = self._tag(source, self.rank, source, tensor, at)
-        return self._guard(at, lambda: self._receive(tensor, source, tag))
+            return lambda: tensor.copy_(self._own_mail[channel].popleft())
+        tag = self._tag((MESSAGE, source, self.rank, channel), source, tensor, at)
+        return self._guard(at, lambda: self._receive(tensor, source, tag, channel))
 
-    def _tag(self, source: int, target: int, peer: int, tensor: Tensor, at: int) -> int:
+    def _tag(self, stream: Channel, peer: int, tensor: Tensor, at: int) -> int:
         """Number a message, and hash in what it is: only its like can be received for it."""
         text = signature_text("message", tensor.dtype, [tuple(tensor.shape)])
-        self._agree((MESSAGE, source, target), (peer,), at, text)
-        count = self._messages[source, target] = self._messages.get((source, target), 0) + 1
-        return zlib.crc32(f"{count} {text}".encode()) & 0x7FFFFFFF
+        self._agree(stream, (peer,), at, text)
+        count = self._messages[stream] = self._messages.get(stream, 0) + 1
+        return zlib.crc32(f"{stream[3]} {count} {text}".encode()) & 0x7FFFFFFF
 
 
 def open_transport(

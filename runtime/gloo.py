@@ -100,12 +100,12 @@ class GlooTransport(DistributedTransport):
         self._backend(group).alltoall_base(out, flat, list(found), list(sizes)).wait()
         return out
 
-    def _send(self, tensor: Tensor, target: int, tag: int) -> None:
+    def _send(self, tensor: Tensor, target: int, tag: int, channel: int) -> None:
         if self._sent is None:
             self._sent = _Sent()
         self._sent.keep(self._pairs.send([tensor], self._place[target], tag), tensor, target)
 
-    def _receive(self, tensor: Tensor, source: int, tag: int) -> Callable[[], object]:
+    def _receive(self, tensor: Tensor, source: int, tag: int, channel: int) -> Callable[[], object]:
         return self._pairs.recv([tensor], self._place[source], tag).wait
 
     def _flush(self, show: Callable[[int], None]) -> None:

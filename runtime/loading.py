@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from plancc.runtime.artifact import Artifact
-from plancc.runtime.comm import cut
+from plancc.runtime.pieces import cut
 from plancc.runtime.sizes import build_dim
 from plancc.runtime.view import View, dtype_named
 from plancc.runtime.weights import WeightsError, find

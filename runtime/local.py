@@ -172,6 +172,7 @@ class LocalTransport:
         sends: Sequence[tuple[int, Tensor]],
         recvs: Sequence[tuple[int, Shape, torch.dtype]],
         at: int,
+        channel: int = 0,
     ) -> list[Tensor]:
         """Send (rank, tensor) pairs and return what the (rank, shape, dtype) receives bring."""
         self.set_position(at)
@@ -180,17 +181,17 @@ class LocalTransport:
             check_peer(target, self.world)
             if tensor.numel():
                 sent += tensor.nbytes
-                baton.post(self.rank, target, Message(_fresh(tensor), at))
+                baton.post(self.rank, target, Message(_fresh(tensor), at, channel))
         self.counters.add("exchange", sent)
         for source, _, _ in recvs:
             check_peer(source, self.world)
-        baton.await_mail(self.rank, [recv for recv in recvs if 0 not in recv[1]])
-        return [self._open(*recv) for recv in recvs]
+        baton.await_mail(self.rank, [recv for recv in recvs if 0 not in recv[1]], channel)
+        return [self._open(*recv, channel) for recv in recvs]
 
-    def _open(self, source: int, shape: Shape, dtype: torch.dtype) -> Tensor:
+    def _open(self, source: int, shape: Shape, dtype: torch.dtype, channel: int) -> Tensor:
         if 0 in shape:
             return torch.empty(shape, dtype=dtype)
-        message = self._baton.mail[source, self.rank].popleft()
+        message = self._baton.mail[source, self.rank, channel].popleft()
         tensor = message.tensor
         if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype:
             mine = signature_text("receive", dtype, [tuple(shape)])

@@ -66,7 +66,8 @@ class Meter:
         finally:
             self.inside += time.perf_counter() - begin
             kind, number = count(self.rank, *args)
-            kind = "moves" if args[-1] < STRIDE else kind
+            at = args[2] if verb.__name__ == "exchange" else args[-1]
+            kind = "moves" if at < STRIDE else kind
             self.sent[kind] = self.sent.get(kind, 0) + number
 
 
@@ -87,7 +88,7 @@ def _to_others(
 
 
 def _exchange(
-    rank: int, sends: Sequence[tuple[int, Tensor]], recvs: Any, at: int
+    rank: int, sends: Sequence[tuple[int, Tensor]], recvs: Any, at: int, channel: int = 0
 ) -> tuple[str, int]:
     return "exchange", sum(tensor.nbytes for _, tensor in sends)
 

@@ -23,7 +23,7 @@ class NcclTransport(DistributedTransport):
     def __init__(self, rank: int, world: int, store: dist.Store, **rest: Any) -> None:
         super().__init__(rank, world, store, **rest)
         torch.cuda.set_device(self.device)
-        self._pairs: dict[tuple[int, int], Any] = {}
+        self._pairs: dict[tuple[int, int, int], Any] = {}
         self._sent: list[tuple[Any, Tensor]] = []
 
     def prepare(self, groups: Sequence[Group], pairs: Sequence[tuple[int, int]]) -> None:
@@ -43,12 +43,13 @@ class NcclTransport(DistributedTransport):
         store = dist.PrefixStore(name, self.store)
         return dist.ProcessGroupNCCL(store, group.index(self.rank), len(group), options)
 
-    def _pair(self, source: int, target: int) -> Any:
-        """Return the communicator of one direction; the source is its rank 0."""
-        if (source, target) not in self._pairs:
-            name = f"message {source},{target}"
-            self._pairs[source, target] = self._connect(name, (source, target))
-        return self._pairs[source, target]
+    def _pair(self, source: int, target: int, channel: int = 0) -> Any:
+        """Return the communicator of one direction and channel; the source is its rank 0."""
+        key = (source, target, channel)
+        if key not in self._pairs:
+            name = "message " + ",".join(map(str, key))
+            self._pairs[key] = self._connect(name, (source, target))
+        return self._pairs[key]
 
     def _sum(self, x: Tensor, group: Group) -> Tensor:
         total = x.clone(memory_format=torch.contiguous_format)
@@ -92,12 +93,13 @@ class NcclTransport(DistributedTransport):
         self._backend(group).alltoall_base(out, flat, list(found), list(sizes)).wait()
         return out
 
-    def _send(self, tensor: Tensor, target: int, tag: int) -> None:
+    def _send(self, tensor: Tensor, target: int, tag: int, channel: int) -> None:
         self._sent = [(work, kept) for work, kept in self._sent if not work.is_completed()]
-        self._sent.append((self._pair(self.rank, target).send([tensor], 1, 0), tensor))
+        work = self._pair(self.rank, target, channel).send([tensor], 1, 0)
+        self._sent.append((work, tensor))
 
-    def _receive(self, tensor: Tensor, source: int, tag: int) -> Callable[[], object]:
-        return self._pair(source, self.rank).recv([tensor], 0, 0).wait
+    def _receive(self, tensor: Tensor, source: int, tag: int, channel: int) -> Callable[[], object]:
+        return self._pair(source, self.rank, channel).recv([tensor], 0, 0).wait
 
     def _flush(self, show: Callable[[int], None]) -> None:
         torch.cuda.synchronize(self.device)

@@ -47,6 +47,8 @@ class Placed:
 class Runner:
     """Runs phases on one rank. `weights` reads checkpoint slices; `sizes` shrinks dims by name."""
 
+    view_class = View
+
     def __init__(
         self,
         artifact: Artifact,
@@ -149,15 +151,19 @@ class Runner:
         """The view, the verbs and the weights for one class; built once."""
         file = program["file"]
         if file not in self._ready:
-            view = View(
+            view = self.view_class(
                 self.transport.rank, self.artifact.grids, program["mesh"],
                 device=getattr(self.transport, "device", None), sizes=self.sizes, dtype=self.dtype,
             )  # fmt: skip
             weights = load_weights(
                 program["weights"], view, self.source, self.artifact, self._shared, self.dtype
             )
-            self._ready[file] = (view, Comm(self.transport, view), weights)
+            self._ready[file] = (view, Comm(self.transport, view), self.prepared(weights))
         return self._ready[file]
+
+    def prepared(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of one class as its programs want them."""
+        return weights
 
     def located(self, output: Placed) -> list[tuple[tuple[int, int], tuple[Ranges, ...], Tensor]]:
         """This rank's pieces of an output: (batch range, index ranges a dim, tensor) per micro-batch."""

@@ -78,10 +78,12 @@ class Transport(Protocol):
         sends: Sequence[tuple[int, Tensor]],
         recvs: Sequence[tuple[int, Shape, torch.dtype]],
         at: int,
+        channel: int = 0,
     ) -> list[Tensor]:
         """Send (rank, tensor) pairs and return what the (rank, shape, dtype) receives bring.
 
-        Messages between two ranks arrive in order; those without elements are not sent at all.
+        Messages of one channel between two ranks arrive in order; those without elements are not sent
+        at all.
         """
 
     def barrier(self, group: Group, at: int) -> None:

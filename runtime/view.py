@@ -43,6 +43,7 @@ class Peers:
     ranks: tuple[int, ...]
     coords: tuple[Mapping[Part, int], ...]
     group: tuple[int, ...]  # the same ranks, sorted: what transports take
+    own: int = 0  # this rank's place in `ranks`
 
 
 class View:
@@ -172,4 +173,5 @@ class View:
                 point[part.axis] += (index - mine) * part.stride
             ranks.append(by_point[tuple(point.values())])
             coords.append(dict(zip(parts, indices, strict=True)))
-        return Peers(parts, tuple(ranks), tuple(coords), tuple(sorted(ranks)))
+        own = ranks.index(self.rank)
+        return Peers(parts, tuple(ranks), tuple(coords), tuple(sorted(ranks)), own)

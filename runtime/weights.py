@@ -110,7 +110,10 @@ def join_pieces(ranges: Ranges, dtype: torch.dtype, read: Any) -> Tensor:
         return torch.empty(size, dtype=dtype)
     filled = [[piece for piece in pieces if piece[0] < piece[1]] for pieces in ranges]
     if all(len(pieces) == 1 for pieces in filled):
-        return read(tuple(pieces[0] for pieces in filled)).contiguous()
+        # a block may share the storage of its file's handle: what is read is the caller's own
+        return read(tuple(pieces[0] for pieces in filled)).clone(
+            memory_format=torch.contiguous_format
+        )
     out = torch.empty(size, dtype=dtype)
     spots = [_spots(pieces) for pieces in filled]
     for block, spot in zip(product(*filled), product(*spots), strict=True):
@@ -164,7 +167,7 @@ class SafetensorsWeights:
         found = self._slice(fqn)
         check_ranges(fqn, found.get_shape(), ranges)
         if not ranges:
-            return self._files[fqn].get_tensor(fqn)
+            return self._files[fqn].get_tensor(fqn).clone()
         return join_pieces(
             ranges, self.dtype(fqn), lambda block: found[tuple(slice(*b) for b in block)]
         )

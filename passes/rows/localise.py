@@ -26,6 +26,7 @@ SLICE = "aten.slice.Tensor"
 SELECT = "aten.select.int"
 SPLIT = "aten.split_with_sizes.default"
 SHARD = "plancc.embedding_shard.default"
+ROWS = "plancc.cross_entropy_shard.default"
 MEAN = "plancc.partial_mean.default"
 
 
@@ -255,6 +256,15 @@ def _index_base(work: _Local, argument: str) -> None:
         work.kwargs["first"] = start
 
 
+def _joined(work: _Local, argument: str) -> None:
+    """The part of a cross-entropy that this rank's columns give."""
+    logits = work.binding.operands[0]
+    last = len(logits.labels) - 1
+    if work.is_cut(logits, last) and any(argument == label for label in logits.labels[last]):
+        start = work.start_of(work.shapes[logits.value][last], logits, last)
+        work.become(ROWS, *work.args[:2], start)
+
+
 def _q_start(work: _Local, argument: str) -> None:
     """The absolute position of the rank's first query."""
     query, key = work.binding.operands[:2]
@@ -280,6 +290,7 @@ _RULES: Mapping[str, Callable[[_Local, str], None]] = {
     "norm": _norm,
     "groups": _groups,
     "index_base": _index_base,
+    "joined": _joined,
     "q_start": _q_start,
 }
 _NO_ADAPTION = frozenset({"factory", "linear", "keys", "append"})

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from plancc.codegen.python import SHORT, emit_program, part_text, weight_key
+from plancc.codegen.names import part_text, weight_key
+from plancc.codegen.python import SHORT, emit_program
 from plancc.dsl.plan import ResolvedPlan, Variant
 from plancc.ir.graph import Graph
 from plancc.ir.layout import CutLeaf, Layout, LocalTree, Prod, Stage, cuts
@@ -98,6 +99,19 @@ def program_json(program: RankProgram, file: str) -> dict[str, Any]:
         "caches": caches_json(program),
         "stages": [stage.mesh for stage in program.stages],
         "traffic": traffic_json(program),
+        **training_json(program),
+    }
+
+
+def training_json(program: RankProgram) -> dict[str, Any]:
+    """What only training programs have: their functions, and where reduced gradients lie, by weight key."""
+    if not program.sections:
+        return {}
+    keys = {w.held.name: weight_key(program, w) for w in program.weights}
+    names = program.leaf_names
+    return {
+        "sections": [{"kind": s.kind, "chunk": s.chunk} for s in program.sections],
+        "gradients": {keys[n]: held_json(held, names) for n, held in program.gradients.items()},
     }
 
 
@@ -188,6 +202,7 @@ def _fill(aside: Path, plan, world, sets, graph: Graph, facts, weights) -> None:
                 "bounds": {k: list(v) for k, v in variant.bounds.items()},
                 "microbatches": found.microbatches,
                 "owned": owned_parts(found),
+                **schedule_json(found),
                 "classes": rows,
             }
         )
@@ -237,6 +252,15 @@ def pools_json(plan: ResolvedPlan, world: World) -> dict[str, Any]:
         for mesh in plan.meshes.values()
         if mesh.is_pool
     }
+
+
+def schedule_json(programs: ProgramSet) -> dict[str, Any]:
+    """The order of actions (kind, chunk, micro-batch) of each pipeline rank; nothing without a pipeline."""
+    found = programs.schedule
+    if found is None:
+        return {}
+    rows = [[[a.kind, a.chunk, a.batch] for a in row] for row in found.rows]
+    return {"schedule": {"name": found.name, "stages": found.stages, "rows": rows}}
 
 
 def owned_parts(programs: ProgramSet) -> list[str]:

@@ -6,31 +6,38 @@ Deterministic: the same program gives the same bytes. It calls torch, plancc.ops
 from __future__ import annotations
 
 import keyword
-from collections.abc import Iterable, Mapping
-from pathlib import PurePath
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sympy
 import torch
 
+from plancc.codegen.names import part_text, plan_line, ranks_text, weight_key
+from plancc.codegen.sections import kept_values, section_results
 from plancc.dsl.errors import Bug
 from plancc.ir.graph import Ref
 from plancc.ir.layout import CutLeaf, Layout, LocalTree, Part, Prod, Stage, Sum
 from plancc.ir.mesh import mesh_of
 from plancc.ir.program import (
+    Accumulate,
+    Backward,
+    Bucket,
     Collective,
     Compute,
     Free,
     Held,
     Instruction,
+    Leaf,
     LocalDim,
     LocalRanges,
     LocalStart,
     Merge,
     Origin,
     RankProgram,
+    Recording,
     Recv,
     Send,
+    TakeGrad,
     Transfer,
     produced,
 )
@@ -45,7 +52,7 @@ FACTORIES = frozenset(
 )
 """Operators that make tensors out of nothing: on the rank's own device."""
 RESERVED = frozenset(
-    {*keyword.kwlist, "r", "comm", "w", "kv", "B", "T", "P", "aten", "ops", "torch", "step"}
+    {*keyword.kwlist, "r", "comm", "w", "s", "kv", "B", "T", "P", "aten", "ops", "torch", "step"}
 )
 
 
@@ -69,47 +76,81 @@ class _Emitter:
         self.stages: dict[Stage, str] = {}
         self.weights = {w.held.name: weight_key(program, w) for w in program.weights}
         values = {held.name for step in program.instructions for held in produced(step)}
-        self.taken = values | RESERVED | {held.name for held in program.inputs}
+        self.values = values | RESERVED | {held.name for held in program.inputs}
+        self.taken = set(self.values)
         self.body: list[str] = []
         self.origin: Origin | None = None
+        self.kept: Mapping[str, int] = {}
+        self.section = -1
 
     def text(self) -> str:
         """The whole module."""
-        for at, instruction in enumerate(self.program.instructions):
-            self.instruction(at, instruction)
-        outputs = ", ".join(
-            f'"{name}": {self.local(held.name)}' for name, held in self.program.outputs.items()
-        )
-        inputs = "".join(f", {held.name}" for held in self.program.inputs)
-        stages = [
-            f"{INDENT}{name} = r.stage({s.mesh!r}{''.join(f', {a}={i}' for a, i in s.coords)})"
-            for s, name in self.stages.items()
-        ]
         lines = [
             f'"""{self.plan_name}: {self.program.name}, {self.program.phase}, '
             f'{ranks_text(self.program.ranks)}. Written by plancc."""',
             "", "import torch", "", "from plancc import ops", "", "aten = torch.ops.aten", "", "",
-            f"def step(r, comm, w, kv{inputs}):",
-            f"{INDENT}B, T, P = r.batch, r.tokens, r.past",
-            *(INDENT + line for line in self.dim_lines), *stages, *self.body,
-            f"{INDENT}return {{{outputs}}}", "",
         ]  # fmt: skip
-        return "\n".join(lines)
+        inputs = "".join(f", {held.name}" for held in self.program.inputs)
+        outputs = ", ".join(
+            f'"{name}": {self.local(held.name)}' for name, held in self.program.outputs.items()
+        )
+        if not self.program.sections:
+            steps = tuple(enumerate(self.program.instructions))
+            return "\n".join(
+                [*lines, *self.function(f"step(r, comm, w, kv{inputs})", steps, outputs)]
+            )
+        self.kept = kept_values(self.program)
+        for index, section in enumerate(self.program.sections):
+            self.section = index
+            steps = tuple(enumerate(self.program.section(index), section.start))
+            given = inputs if section.kind == "forward" else ""
+            results = section_results(self.program, index)
+            found = ", ".join(f'"{name}": {self.local(value)}' for name, value in results.items())
+            if index:
+                lines += ["", ""]
+            lines += self.function(f"{section.name}(r, comm, w, s{given})", steps, found)[:-1]
+        return "\n".join([*lines, ""])
+
+    def function(
+        self, head: str, steps: Sequence[tuple[int, Instruction]], results: str
+    ) -> list[str]:
+        """The lines of one function; it returns a dict of `results`."""
+        self.dims, self.dim_lines, self.stages, self.body, self.origin = {}, [], {}, [], None
+        self.taken = set(self.values)
+        for at, instruction in steps:
+            self.instruction(at, instruction)
+        stages = [
+            f"{INDENT}{name} = r.stage({s.mesh!r}{''.join(f', {a}={i}' for a, i in s.coords)})"
+            for s, name in self.stages.items()
+        ]
+        return [
+            f"def {head}:", f"{INDENT}B, T, P = r.batch, r.tokens, r.past",
+            *(INDENT + line for line in self.dim_lines), *stages, *self.body,
+            f"{INDENT}return {{{results}}}", "",
+        ]  # fmt: skip
 
     def instruction(self, at: int, instruction: Instruction) -> None:
         """Append the lines of one instruction."""
         if isinstance(instruction, Free):
-            self.line(f"del {', '.join(instruction.names)}")
+            self.line(f"del {', '.join(self.local(name) for name in instruction.names)}")
             return
-        self.comment(instruction.origin)
+        if not isinstance(instruction, (TakeGrad, Recording)):
+            self.comment(instruction.origin)
         if isinstance(instruction, Compute):
             self.compute(instruction)
         elif isinstance(instruction, Collective):
             self.collective(at, instruction)
         elif isinstance(instruction, Merge):
             self.merge(at, instruction)
-        else:
+        elif isinstance(instruction, Bucket):
+            self.bucket(at, instruction)
+        elif isinstance(instruction, (Send, Recv, Transfer)):
             self.transfer(at, instruction)
+        else:
+            self.gradient(instruction)
+        for held in produced(instruction):
+            if self.kept.get(held.name) == self.section:
+                self.line(f"s.{held.name} = {held.name}")
         if self.probes:
             for held in produced(instruction):
                 self.line(f"r.probe({held.name!r}, {held.name})")
@@ -135,6 +176,9 @@ class _Emitter:
         if call.target == "plancc.cache_append.default":
             self.line(f"{outs} = kv.append({', '.join(args)})", notes)
             return
+        if call.target == "plancc.seed.default":
+            self.line(f"{outs} = r.seed({args[0]})", notes)
+            return
         namespace, _, rest = call.target.partition(".")
         function = (
             f"ops.{rest.removesuffix('.default')}"
@@ -146,6 +190,10 @@ class _Emitter:
     def collective(self, at: int, step: Collective) -> None:
         parts = self.parts(step.parts)
         x, out, move = self.local(step.operand), step.out.name, step.move
+        if step.kind == "join_rows":
+            call = f"comm.join_rows({x}, {parts}, at={at})"
+            self.line(f"{out} = {call}", self.note(step.out))
+            return
         if step.kind == "once":
             self.line(f"{out} = comm.once({x}, {parts})", "added by one rank of the sum only")
             return
@@ -165,6 +213,43 @@ class _Emitter:
             call = f"comm.{step.kind}({x}, {move.dim}, {dim}, {parts}{tail})"
         self.line(f"{out} = {call}", self.note(step.out))
 
+    def gradient(self, step: Leaf | Backward | Accumulate | TakeGrad | Recording) -> None:
+        """What only training has: the begin of a segment, its backward, gradients of weights."""
+        if isinstance(step, Leaf):
+            self.line(f"{step.out.name} = r.leaf({self.local(step.operand)})", self.note(step.out))
+        elif isinstance(step, Backward):
+            outs, given, leaves = (
+                "(" + "".join(f"{self.local(n)}, " for n in names).rstrip() + ")"
+                for names in (step.outs, step.given, step.leaves)
+            )
+            grads = "".join(f"{held.name}, " for held in step.grads).rstrip()
+            call = f"r.backward({outs}, {given}, {leaves})"
+            notes = "; ".join(self.note(held) for held in step.grads)
+            self.line(f"{grads} = {call}" if grads else call, notes)
+        elif isinstance(step, Accumulate):
+            self.line(f"r.accumulate({self.local(step.weight)}, {self.local(step.operand)})")
+        elif isinstance(step, TakeGrad):
+            self.line(
+                f"{step.out.name} = r.gradient({self.local(step.weight)})", self.note(step.out)
+            )
+        else:
+            self.line(f"r.record({step.on})")
+
+    def bucket(self, at: int, step: Bucket) -> None:
+        """One move of several values."""
+        outs = "".join(f"{held.name}, " for held in step.outs).rstrip()
+        given = "".join(f"{self.local(name)}, " for name in step.operands).rstrip()
+        dims = ""
+        if step.kind != "all_reduce":
+            layouts = [m.after if step.kind == "reduce_scatter" else m.before for m in step.moves]
+            rows = [
+                f"({m.dim}, {self.size(layout.dims[m.dim], True)}), "
+                for m, layout in zip(step.moves, layouts, strict=True)
+            ]
+            dims = f"({''.join(rows).rstrip()}), "
+        call = f"comm.{step.kind}_bucket(({given}), {dims}{self.parts(step.parts)}, at={at})"
+        self.line(f"{outs} = {call}")
+
     def merge(self, at: int, step: Merge) -> None:
         heads = self.size(step.out.layout.dims[1], True)
         outs = f"{step.out.name}, {step.out_rows.name}"
@@ -177,25 +262,29 @@ class _Emitter:
         edge = step.edge
         source = f"{self.stage(edge.source)}, {self.sizes(edge.before)}"
         target = f"{self.stage(edge.target)}, {self.sizes(edge.after)}"
+        channel = f", channel={edge.channel}" if edge.channel else ""
         if isinstance(step, Send):
-            text = f"comm.send({self.local(step.operand)}, {source}, {target}, at={at})"
+            text = f"comm.send({self.local(step.operand)}, {source}, {target}{channel}, at={at})"
             self.line(text, f"to {edge.target}")
             return
         if step.pause:
             self.line("yield", "the other micro-batches take their turn")
         if isinstance(step, Recv):
             dtype = self.argument(edge.dtype)
-            text = f"{step.out.name} = comm.recv({dtype}, {source}, {target}, at={at})"
+            text = f"{step.out.name} = comm.recv({dtype}, {source}, {target}{channel}, at={at})"
         else:
             operand = self.local(step.operand)
-            text = f"{step.out.name} = comm.transfer({operand}, {source}, {target}, at={at})"
+            call = f"comm.transfer({operand}, {source}, {target}{channel}, at={at})"
+            text = f"{step.out.name} = {call}"
         self.line(text, f"{self.note(step.out)}  from {edge.source}")
 
     def stage(self, stage: Stage) -> str:
         return self.stages.setdefault(stage, f"stage{len(self.stages)}")
 
     def local(self, name: str) -> str:
-        return f"w[{self.weights[name]!r}]" if name in self.weights else name
+        if name in self.weights:
+            return f"w[{self.weights[name]!r}]"
+        return f"s.{name}" if self.kept.get(name, self.section) != self.section else name
 
     def argument(self, arg: Any) -> str:
         """One argument as Python text."""
@@ -272,36 +361,3 @@ class _Emitter:
         pending = "+".join(self.axis_word(p) for p in held.layout.partial)
         tail = f"  partial over {pending}" if pending else ""
         return f"{SHORT.get(held.dtype, str(held.dtype).removeprefix('torch.'))}[{shape}]{tail}"
-
-
-def plan_line(origin: Origin) -> str:
-    """`plan fa_pool.plan:28`: the file's name without its folder, so that programs do not depend on it."""
-    assert origin.span is not None
-    return f"plan {PurePath(origin.span.source.name).name}:{origin.span.line}"
-
-
-def part_text(part: Part, mesh: str) -> str:
-    """A part as the runtime reads it: `"tp"`, `"moe.ep"`, `"tp/2%4"` (a factor), `"sp:block"`."""
-    text = part.axis if part.mesh == mesh else f"{part.mesh}.{part.axis}"
-    if not part.whole_axis:
-        text += f"/{part.stride}%{part.count}"
-    return repr(text if part.rule == "balanced" else f"{text}:{part.rule}")
-
-
-def weight_key(program: RankProgram, weight: Any) -> str:
-    """The key of a weight in `w`: its checkpoint name; with the stage where a class holds it twice."""
-    name = weight.fqns[0] if weight.fqns else weight.held.source
-    twice = sum(w.fqns == weight.fqns for w in program.weights) > 1
-    return f"{name}@{weight.held.stage}" if twice else str(name)
-
-
-def ranks_text(ranks: tuple[int, ...]) -> str:
-    """`ranks 0-7, 12`."""
-    runs: list[list[int]] = []
-    for rank in ranks:
-        if runs and rank == runs[-1][1] + 1:
-            runs[-1][1] = rank
-        else:
-            runs.append([rank, rank])
-    text = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-    return f"rank {text}" if len(ranks) == 1 else f"ranks {text}"

@@ -43,7 +43,7 @@ class Node:
     `target` is "aten.linear.default" or "plancc.attention.default". Arguments hold Ref, Size, plain
     constants (float, bool, str, None, torch.dtype ...) and tuples of those; sizes are never Refs.
     A multi-output operator has several `outs`; the others have one.
-    `role` names the operator that a derived node belongs to ("attention": a slice of its cache).
+    `role` names the operator that a derived node belongs to ("attention": a slice of its cache; "loss").
     `path` is the module ("model.layers.0.self_attn.q_proj", "" for the root), `line` "modeling_llama.py:161".
     """
 
@@ -95,6 +95,9 @@ class Graph:
     modules: Mapping[str, str] = field(default_factory=dict)  # every module path -> class name
     phase: str = "forward"
     limits: Mapping[str, int] = field(default_factory=dict)  # largest value of a size symbol: "T"
+    results: Mapping[str, str] = field(
+        default_factory=dict
+    )  # of a training graph: the model's outputs
 
     def values(self) -> Iterator[Value]:
         """Every value: inputs, parameters, then node outputs in order."""

@@ -16,6 +16,10 @@ ORDER = (
 SYMBOLS: Mapping[Size, str] = {BATCH: "batch", TOKENS: "seq", PAST: "past"}
 
 
+PAIR = -1
+"""The leaf of the two columns (logsumexp, target's logit) of a cross-entropy over cut columns."""
+
+
 def name_leaves(named: NamedGraph) -> dict[int, str]:
     """Leaf id -> name, the same for all leaves of one meaning and size."""
     wanted: dict[int, tuple[int, str]] = {}
@@ -28,7 +32,7 @@ def name_leaves(named: NamedGraph) -> dict[int, str]:
             rank_here = rank if len(anchor.leaves) == 1 else rank + 100
             wanted[leaf.id] = min(wanted.get(leaf.id, (999, name)), (rank_here, name))
     sizes: dict[str, dict[Size, str]] = {}
-    out: dict[int, str] = {}
+    out: dict[int, str] = {PAIR: "pair"}
     for dims in named.shapes.values():
         for dim in dims:
             for leaf in leaves(dim):

@@ -5,14 +5,16 @@ Ranks that differ only in coordinates share a program. One form feeds emit, chec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from plancc.dsl.source import Span
+from plancc.ir.graph import Ref
 from plancc.ir.layout import Layout, LocalTree, Move, Part, Stage
+from plancc.ir.schedule import Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,10 @@ class Collective:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A transfer of one value between two stages: M x N slices that intersect."""
+    """A transfer of one value between two stages: M x N slices that intersect.
+
+    `channel` keeps streams of messages apart: 1 for gradients, others for values that skip pipeline stages.
+    """
 
     index: int
     source: Stage
@@ -91,6 +96,7 @@ class Edge:
     before: Layout
     after: Layout
     dtype: torch.dtype
+    channel: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +153,98 @@ class Free:
     names: tuple[str, ...]
 
 
-Instruction = Compute | Collective | Send | Recv | Transfer | Merge | Free
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """Where a segment of recorded computation begins: `operand` without its history, with a gradient of
+    its own. Uses whose gradients are pending over different axes get a leaf each."""
+
+    operand: str
+    out: Held
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Backward:
+    """Run the recorded segment that made `outs` backwards from their gradients `given`.
+
+    `grads` are the gradients of its `leaves`; those of weights accumulate beside them.
+    """
+
+    outs: tuple[str, ...]
+    given: tuple[str, ...]
+    leaves: tuple[str, ...]
+    grads: tuple[Held, ...]
+    stage: Stage
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Accumulate:
+    """Add `operand` to the gradient of a weight (a gradient that no segment accumulated)."""
+
+    weight: str
+    operand: str
+    stage: Stage
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class TakeGrad:
+    """The gradient that all micro-batches of a step accumulated for a weight."""
+
+    weight: str
+    out: Held
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """One move made for several values at once: all_reduce, reduce_scatter or all_gather.
+
+    The values are of one dtype and lie on one stage.
+    """
+
+    kind: str
+    operands: tuple[str, ...]
+    outs: tuple[Held, ...]
+    moves: tuple[Move, ...]
+    parts: tuple[Part, ...]
+    origin: Origin
+
+    @property
+    def out(self) -> Held:
+        """The first result: what tells stage and dtype."""
+        return self.outs[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Whether computation is recorded for a backward from here on."""
+
+    on: bool
+    stage: Stage
+
+
+Instruction = (
+    Compute | Collective | Send | Recv | Transfer | Merge | Free
+    | Leaf | Backward | Accumulate | TakeGrad | Bucket | Recording
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A function of a training program: its instructions begin at `start`.
+
+    kind: forward | backward | reduce | refresh. `chunk` is the pipeline stage in depth order.
+    """
+
+    kind: str
+    chunk: int
+    start: int
+
+    @property
+    def name(self) -> str:
+        """`forward_0`, `reduce`."""
+        return f"{self.kind}_{self.chunk}" if self.kind in ("forward", "backward") else self.kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +271,13 @@ class RankProgram:
     outputs: Mapping[str, Held]
     slots: int = 0
     leaf_names: Mapping[int, str] = field(default_factory=dict)
+    sections: tuple[Section, ...] = ()  # of training only: the functions, in order
+    gradients: Mapping[str, Held] = field(default_factory=dict)  # weight -> its reduced gradient
+
+    def section(self, index: int) -> tuple[Instruction, ...]:
+        """The instructions of one section."""
+        stops = [*(s.start for s in self.sections[1:]), len(self.instructions)]
+        return self.instructions[self.sections[index].start : stops[index]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,14 +289,43 @@ class ProgramSet:
     guard: str
     programs: tuple[RankProgram, ...]
     microbatches: int = 1
+    schedule: Schedule | None = None  # of training with a pipeline
 
 
 def produced(instruction: Instruction) -> tuple[Held, ...]:
     """The values that an instruction gives."""
     if isinstance(instruction, Compute):
         return instruction.outs
-    if isinstance(instruction, (Collective, Recv, Transfer)):
+    if isinstance(instruction, (Collective, Recv, Transfer, Leaf, TakeGrad)):
         return (instruction.out,)
+    if isinstance(instruction, Backward):
+        return instruction.grads
+    if isinstance(instruction, Bucket):
+        return instruction.outs
     if isinstance(instruction, Merge):
         return (instruction.out, instruction.out_rows)
     return ()
+
+
+def operands(instruction: Instruction) -> tuple[str, ...]:
+    """The local names that an instruction reads."""
+    if isinstance(instruction, Compute):
+        return tuple(refs((instruction.args, tuple(instruction.kwargs.values()))))
+    if isinstance(instruction, (Collective, Send, Transfer)):
+        return (instruction.operand,)
+    if isinstance(instruction, Merge):
+        return (instruction.operand, instruction.rows)
+    if isinstance(instruction, (Leaf, Accumulate)):
+        return (instruction.operand,)
+    if isinstance(instruction, Backward):
+        return (*instruction.outs, *instruction.given, *instruction.leaves)
+    return instruction.operands if isinstance(instruction, Bucket) else ()
+
+
+def refs(arg: Any) -> Iterator[str]:
+    """Names of the Refs inside nested arguments."""
+    if isinstance(arg, Ref):
+        yield arg.name
+    elif isinstance(arg, (tuple, list)):
+        for item in arg:
+            yield from refs(item)

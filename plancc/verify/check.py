@@ -13,17 +13,18 @@ from torch import Tensor
 
 from plancc.compiler import Compiled
 from plancc.ir.graph import Graph
-from plancc.ir.program import Collective, Transfer
+from plancc.ir.program import Bucket, Collective, Transfer
 from plancc.passes.base import Unit
 from plancc.passes.check_programs import LOCAL
 from plancc.runtime.artifact import Artifact, load_artifact
-from plancc.runtime.comm import cut, put
 from plancc.runtime.failure import RankFailure
 from plancc.runtime.loading import Loaded
 from plancc.runtime.local import run_local
+from plancc.runtime.pieces import cut, put
 from plancc.runtime.runner import Runner
 from plancc.runtime.runner import Sequence as Running
 from plancc.runtime.transport import Transport
+from plancc.verify import training
 from plancc.verify.cases import Case, choose_case
 from plancc.verify.divergence import Divergence, difference, scale
 from plancc.verify.locate import locate_divergence
@@ -57,6 +58,7 @@ class VariantResult:
     collectives: Mapping[str, int]
     bytes: Mapping[str, int]
     message: str = ""
+    max_grad_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,8 @@ class Verification:
 
     def verify_unit(self, unit: Unit) -> tuple[VariantResult, Divergence | None]:
         """Run one phase and variant and compare its logits (or other outputs) with the reference."""
+        if unit.graph.phase == "train":
+            return self.verify_training(unit)
         case = choose_case(unit, self.reference.graph, self.dtype, self.seed)
         expected = self.reference.run(case.inputs)
         try:
@@ -157,6 +161,39 @@ class Verification:
         result = self.result(unit, error, relative, sent, message)
         return result, None if result.ok else self.locate(unit, case)
 
+    def verify_training(self, unit: Unit) -> tuple[VariantResult, Divergence | None]:
+        """Run one step of a training unit and compare its loss and gradients with the reference."""
+        graph = training.training_graph(self)
+        inputs = training.training_inputs(self, unit, graph)
+        expected = training.expected_step(graph, self.params, inputs)
+        try:
+            found = run_local(
+                self.artifact.world,
+                lambda t: training.train_on_rank(self, unit, inputs, t),
+                describe=self.artifact.describe,
+            )
+        except RankFailure as problem:
+            return self.result(unit, float("inf"), float("inf"), {}, str(problem)), None
+        sent: dict[str, int] = {}
+        for _, _, counted in found:
+            sent = merged(sent, counted)
+        gap = training.compare(expected, found)
+        worst = max(gap.max_rel_error, gap.loss_error)
+        message = ""
+        if gap.missing:
+            message = f"no rank has the gradient of {', '.join(gap.missing)}"
+        elif not worst <= training.TOLERANCE[self.dtype]:
+            what = (
+                "the loss"
+                if gap.loss_error >= gap.max_rel_error
+                else f"the gradient of {gap.worst}"
+            )
+            message = f"{what} is off by {worst:.3g}"
+        return VariantResult(
+            unit.variant.text, "train", unit.variant.index, not message, gap.max_abs_error,
+            worst, count_moves(unit), sent, message, gap.max_rel_error,
+        ), None  # fmt: skip
+
     def on_rank(self, transport: Transport, unit: Unit, case: Case) -> tuple[list, dict[str, int]]:
         """One rank: the steps of the case; its pieces of the last one's outputs, bytes it gave."""
         runner = self.runner(transport)
@@ -173,8 +210,11 @@ class Verification:
 
     def runner(self, transport: Transport) -> Runner:
         """One rank on the verification's weights."""
-        source = Loaded(self.params, self.buffers)
-        return Runner(self.artifact, transport, source, sizes=self.sizes, dtype=self.dtype)
+        return Runner(self.artifact, transport, self.source(), sizes=self.sizes, dtype=self.dtype)
+
+    def source(self) -> Loaded:
+        """The weights that all ranks read."""
+        return Loaded(self.params, self.buffers)
 
     def result(
         self, unit: Unit, error: float, relative: float, sent: Mapping[str, int], message: str = ""
@@ -194,10 +234,13 @@ class Verification:
 def count_moves(unit: Unit) -> dict[str, int]:
     """Collectives and transfers of one step (one micro-batch), by kind; each group's counts once."""
     found: dict[str, int] = {}
-    for _, step in unit.instructions:
+    entries = list(unit.instructions)
+    if unit.training is not None:
+        entries += [*unit.training.backward, *unit.training.reduce, *unit.training.refresh]
+    for _, step in entries:
         if isinstance(step, Transfer):
             found["transfer"] = found.get("transfer", 0) + 1
-        elif isinstance(step, Collective) and step.kind not in LOCAL:
+        elif isinstance(step, Bucket) or (isinstance(step, Collective) and step.kind not in LOCAL):
             found[step.kind] = found.get(step.kind, 0) + 1
     return found
 

@@ -12,7 +12,7 @@ from plancc.ir.graph import BATCH, PAST, TOKENS
 from plancc.ir.program import Held, Origin, RankProgram, produced
 from plancc.ir.shape import Leaf, Prod, Tree
 from plancc.passes.base import Unit
-from plancc.runtime.comm import cut
+from plancc.runtime.pieces import cut
 from plancc.runtime.sizes import build_dim
 from plancc.runtime.view import View
 

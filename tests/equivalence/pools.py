@@ -171,11 +171,11 @@ class Counting(Watched):
             step = self.steps[-1]
             step[verb, rank] = step.get((verb, rank), 0) + count
 
-    def exchange(self, sends: Any, recvs: Any, at: int) -> Any:
+    def exchange(self, sends: Any, recvs: Any, at: int, channel: int = 0) -> Any:
         """Noted by target."""
         for rank, tensor in sends:
             self.note("exchange", rank, tensor.nbytes)
-        return self.inner.exchange(sends, recvs, at)
+        return self.inner.exchange(sends, recvs, at, channel)
 
     def all_to_all(self, parts: Any, group: Any, shapes: Any, at: int) -> Any:
         """Noted by target."""

@@ -105,13 +105,13 @@ class Tracing(Watched):
         events = self.steps[-1]
         events.append((verb, at % STRIDE, sum(e[:2] == (verb, at % STRIDE) for e in events)))
 
-    def exchange(self, sends: Any, recvs: Any, at: int) -> Any:
+    def exchange(self, sends: Any, recvs: Any, at: int, channel: int = 0) -> Any:
         """A send, a receive or both."""
         if sends:
             self.event(SENDS, at)
         if recvs:
             self.event(RECVS, at)
-        return self.inner.exchange(sends, recvs, at)
+        return self.inner.exchange(sends, recvs, at, channel)
 
     def all_reduce(self, x: Any, group: Any, at: int) -> Any:
         """A sum."""

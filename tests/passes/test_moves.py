@@ -25,9 +25,10 @@ from plancc.ir.layout import (
     plan_moves,
 )
 from plancc.ir.mesh import Grid
-from plancc.runtime.comm import Comm, cut
+from plancc.runtime.comm import Comm
 from plancc.runtime.dims import part_range
 from plancc.runtime.local import run_local
+from plancc.runtime.pieces import cut
 from plancc.runtime.sizes import build_dim
 from plancc.runtime.view import View
 

@@ -1,0 +1,23 @@
+"""Which values carry gradients: those that a parameter reaches and that reach the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from plancc.ir.layout import Stage
+from plancc.ir.program import Held, Instruction, operands, produced
+
+Entry = tuple[tuple[Stage, ...], Instruction]
+
+
+def active_names(entries: Sequence[Entry], weights: Iterable[Held], loss: str) -> frozenset[str]:
+    """The local names of values with a gradient. `weights` are the trainable ones."""
+    reached = {held.name for held in weights}
+    for _, step in entries:
+        if any(name in reached for name in operands(step)):
+            reached.update(h.name for h in produced(step) if h.dtype.is_floating_point)
+    needed = {loss}
+    for _, step in reversed(entries):
+        if any(held.name in needed for held in produced(step)):
+            needed.update(operands(step))
+    return frozenset(reached & needed)

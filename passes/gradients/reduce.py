@@ -1,0 +1,155 @@
+"""The end of a training step: gradients summed over the ranks that hold a weight, in buckets.
+
+What a gradient is pending over follows from how the weight was used; the moves follow from where the
+optimizer keeps it. Weights that several stages hold (tied ones) are summed across the stages too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from plancc.ir.graph import Ref
+from plancc.ir.layout import Layout, Move, Stage, plan_moves
+from plancc.ir.program import Bucket, Compute, Edge, Held, Origin, TakeGrad, Transfer
+from plancc.passes.estimate_memory import held_bytes
+from plancc.passes.gradients.activity import Entry
+from plancc.passes.gradients.reverse import split_pending
+from plancc.passes.gradients.segments import Names
+from plancc.passes.gradients.states import State
+
+BUCKET_BYTES = 32_000_000
+
+
+@dataclass
+class Path:
+    """A value on its way through moves."""
+
+    held: Held
+    moves: list[Move]
+
+
+@dataclass
+class Buckets:
+    """Moves of many values, those alike made together."""
+
+    names: Names
+    limits: Mapping[Any, int] = field(default_factory=dict)  # (mesh, axis) -> bytes of a bucket
+    out: list[Entry] = field(default_factory=list)
+
+    def run(self, paths: Sequence[Path], suffix: str) -> None:
+        """Make all moves of `paths`, level by level; each path ends at its last value."""
+        while any(path.moves for path in paths):
+            groups: dict[Any, list[Path]] = {}
+            for path in paths:
+                if path.moves:
+                    move = path.moves[0]
+                    key = (path.held.stage, move.kind, move.parts, path.held.dtype)
+                    groups.setdefault(key, []).append(path)
+            for (stage, kind, parts, _), members in groups.items():
+                limit = min(
+                    (self.limits.get((p.mesh, p.axis), BUCKET_BYTES) for p in parts),
+                    default=BUCKET_BYTES,
+                )
+                for bucket in chunks(members, limit):
+                    self.bucket(stage, kind, parts, bucket, suffix)
+
+    def bucket(self, stage: Stage, kind: str, parts: State, paths: list[Path], suffix: str) -> None:
+        """One bucket."""
+        moves = tuple(path.moves.pop(0) for path in paths)
+        outs = tuple(
+            replace(p.held, name=self.names.fresh(f"{p.held.name}_{suffix}"), layout=m.after)
+            for p, m in zip(paths, moves, strict=True)
+        )
+        step = Bucket(
+            kind, tuple(p.held.name for p in paths), outs, moves, parts, Origin("", "", None)
+        )
+        self.out.append(((stage,), step))
+        for path, out in zip(paths, outs, strict=True):
+            path.held = out
+
+
+def chunks(paths: Iterable[Path], limit: int) -> Iterable[list[Path]]:
+    """Consecutive paths of at most `limit` bytes together (a larger one alone)."""
+    found: list[Path] = []
+    size = 0
+    for path in paths:
+        mine = held_bytes(path.held, {})
+        if found and size + mine > limit:
+            yield found
+            found, size = [], 0
+        found.append(path)
+        size += mine
+    if found:
+        yield found
+
+
+@dataclass
+class Reduction:
+    """Builds the reduce section: `gradients` maps a weight's local name to its final gradient."""
+
+    names: Names
+    owned: Mapping[
+        str, Layout
+    ]  # weight -> layout in which its gradient and optimizer state are kept
+    buckets: Buckets
+    edges: int = 0
+    out: list[Entry] = field(default_factory=list)
+    gradients: dict[str, Held] = field(default_factory=dict)
+
+    def run(self, weights: Mapping[str, Held], states: Mapping[str, State]) -> None:
+        """Take, sum and scatter the gradients of all weights; `states` says how they are pending."""
+        paths: dict[str, Path] = {}
+        for name, held in reversed(weights.items()):
+            layout = Layout(held.layout.dims, states[name])
+            grad = replace(held, name=self.names.fresh(f"d_{name}"), layout=layout)
+            grad = replace(grad, source=f"grad {held.source}")
+            self.out.append(((held.stage,), TakeGrad(name, grad)))
+            paths[name] = path_to(grad, self.owned[name])
+        self.buckets.out = self.out
+        self.buckets.run(list(paths.values()), "sum")
+        homes: dict[str, list[str]] = {}
+        for name in weights:
+            homes.setdefault(weights[name].source, []).append(name)
+        for names in homes.values():
+            if len(names) > 1:
+                self.tie(names, paths)
+        self.gradients = {name: paths[name].held for name in weights}
+
+    def tie(self, names: list[str], paths: dict[str, Path]) -> None:
+        """Sum the gradients of a weight that several stages hold: all get all, and add in one order."""
+        parts = {name: paths[name].held for name in names}
+        for target in names:
+            total: Held | None = None
+            home = parts[target]
+            for source in names:
+                held = parts[source] if source == target else self.send(parts[source], home)
+                total = held if total is None else self.add(total, held, home)
+            assert total is not None
+            paths[target].held = total
+
+    def send(self, held: Held, like: Held) -> Held:
+        """A gradient on another stage, laid out as the one there."""
+        before, after = held.layout, like.layout
+        edge = Edge(
+            self.edges, held.stage, like.stage, held.source, before, after, held.dtype, channel=1
+        )  # fmt: skip
+        self.edges += 1
+        out = replace(like, name=self.names.fresh(f"{like.name}_other"))
+        step = Transfer(held.name, out, edge, Origin("", "", None))
+        self.out.append(((like.stage, held.stage), step))
+        return out
+
+    def add(self, a: Held, b: Held, like: Held) -> Held:
+        out = replace(like, name=self.names.fresh(f"{like.name}_tied"))
+        args = (Ref(a.name), Ref(b.name))
+        step = Compute("aten.add.Tensor", args, {}, (out,), Origin("", "", None))
+        self.out.append(((like.stage,), step))
+        return out
+
+
+def path_to(held: Held, layout: Layout) -> Path:
+    """The moves that bring a gradient into its final layout."""
+    start = Layout(held.layout.dims, split_pending(held.layout, layout))
+    return Path(held, list(plan_moves(start, layout)))

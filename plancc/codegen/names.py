@@ -1,0 +1,42 @@
+"""How programs and manifests write parts, ranks, weights and plan lines."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Any
+
+from plancc.ir.layout import Part
+from plancc.ir.program import Origin, RankProgram
+
+
+def plan_line(origin: Origin) -> str:
+    """`plan fa_pool.plan:28`: the file's name without its folder, so that programs do not depend on it."""
+    assert origin.span is not None
+    return f"plan {PurePath(origin.span.source.name).name}:{origin.span.line}"
+
+
+def part_text(part: Part, mesh: str) -> str:
+    """A part as the runtime reads it: `"tp"`, `"moe.ep"`, `"tp/2%4"` (a factor), `"sp:block"`."""
+    text = part.axis if part.mesh == mesh else f"{part.mesh}.{part.axis}"
+    if not part.whole_axis:
+        text += f"/{part.stride}%{part.count}"
+    return repr(text if part.rule == "balanced" else f"{text}:{part.rule}")
+
+
+def weight_key(program: RankProgram, weight: Any) -> str:
+    """The key of a weight in `w`: its checkpoint name; with the stage where a class holds it twice."""
+    name = weight.fqns[0] if weight.fqns else weight.held.source
+    twice = sum(w.fqns == weight.fqns for w in program.weights) > 1
+    return f"{name}@{weight.held.stage}" if twice else str(name)
+
+
+def ranks_text(ranks: tuple[int, ...]) -> str:
+    """`ranks 0-7, 12`."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][1] + 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    text = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return f"rank {text}" if len(ranks) == 1 else f"ranks {text}"

@@ -1,0 +1,70 @@
+"""One collective for many tensors: they travel as one flat buffer, and come back in their shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from plancc.runtime.dims import Ranges, length
+from plancc.runtime.pieces import join, resized, take
+from plancc.runtime.transport import Group, Transport
+from plancc.runtime.view import Peers
+
+
+def all_reduce(
+    transport: Transport, xs: Sequence[Tensor], group: Group, at: int
+) -> tuple[Tensor, ...]:
+    """The sums of `xs` over the group."""
+    flat = torch.cat([x.reshape(-1) for x in xs])
+    return unpacked(transport.all_reduce(flat, group, at), [tuple(x.shape) for x in xs])
+
+
+def reduce_scatter(
+    transport: Transport, xs: Sequence[Tensor], spots: Sequence[Sequence[tuple[int, Ranges]]],
+    peers: Peers, at: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The sums of `xs` over the peers, of which each keeps its spots: spots[i][peer] = (dim, ranges)."""
+    order = [peers.ranks.index(rank) for rank in peers.group]
+    shares = [
+        torch.cat([take(x, *rows[peer]).reshape(-1) for x, rows in zip(xs, spots, strict=True)])
+        for peer in order
+    ]
+    mine = peers.own
+    shapes = [
+        resized(x, dim, length(ranges))
+        for x, (dim, ranges) in zip(xs, (rows[mine] for rows in spots), strict=True)
+    ]
+    return unpacked(transport.reduce_scatter(shares, peers.group, at), shapes)
+
+
+def all_gather(
+    transport: Transport, xs: Sequence[Tensor],
+    cuts: Sequence[tuple[int, Ranges, Sequence[Ranges]]], peers: Peers, at: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Every tensor whole along its dim: cuts[i] = (dim, all indices, those of each peer)."""
+    flat = torch.cat([x.reshape(-1) for x in xs])
+    shapes = [
+        [
+            resized(x, dim, length(pieces[peer]))
+            for x, (dim, _, pieces) in zip(xs, cuts, strict=True)
+        ]
+        for peer in range(len(peers.ranks))
+    ]
+    sizes = [(sum(torch.Size(s).numel() for s in row),) for row in shapes]
+    order = [peers.ranks.index(rank) for rank in peers.group]
+    found = transport.all_gather(flat, peers.group, [sizes[peer] for peer in order], at)
+    by_peer = {
+        peer: unpacked(buffer, shapes[peer]) for peer, buffer in zip(order, found, strict=True)
+    }
+    return tuple(
+        join([by_peer[peer][index] for peer in range(len(order))], dim, frame, pieces)
+        for index, (dim, frame, pieces) in enumerate(cuts)
+    )
+
+
+def unpacked(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+    """The tensors that lie one after the other in a flat buffer."""
+    pieces = flat.split([torch.Size(shape).numel() for shape in shapes])
+    return tuple(piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True))

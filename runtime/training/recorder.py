@@ -1,0 +1,52 @@
+"""What an emitted training program calls `r`: a view that also records segments and runs them backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from plancc.runtime.view import View
+
+
+class Recorder(View):
+    """A rank's view with the verbs of training. `loss_scale` multiplies the loss's gradient (fp16)."""
+
+    loss_scale = 1.0
+
+    def leaf(self, x: Tensor) -> Tensor:
+        """`x` without its history, with a gradient of its own: where a segment begins."""
+        return x.detach().requires_grad_()
+
+    def seed(self, loss: Tensor) -> Tensor:
+        """The gradient with which the backward begins."""
+        return torch.full_like(loss, self.loss_scale, requires_grad=False)
+
+    def backward(
+        self, outs: Sequence[Tensor], given: Sequence[Tensor], leaves: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Run the segment that made `outs` backwards; the gradients of its leaves.
+
+        Gradients of weights accumulate in their `.grad`.
+        """
+        pairs = [(x, g) for x, g in zip(outs, given, strict=True) if x.requires_grad]
+        if pairs:
+            torch.autograd.backward([x for x, _ in pairs], [g for _, g in pairs])
+        found = tuple(x.grad if x.grad is not None else torch.zeros_like(x) for x in leaves)
+        for leaf in leaves:
+            leaf.grad = None
+        return found
+
+    def accumulate(self, weight: Tensor, grad: Tensor) -> None:
+        """Add to a weight's gradient what no segment accumulated."""
+        grad = grad.detach()
+        weight.grad = grad.clone() if weight.grad is None else weight.grad.add_(grad)
+
+    def gradient(self, weight: Tensor) -> Tensor:
+        """What all micro-batches of the step accumulated for a weight."""
+        return weight.grad if weight.grad is not None else torch.zeros_like(weight)
+
+    def record(self, on: bool) -> None:
+        """Record computation from here on, or not."""
+        torch.set_grad_enabled(on)

@@ -1,0 +1,164 @@
+"""One training step on one rank: micro-batches in the order of the schedule, then gradients reduced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plancc.runtime.artifact import ArtifactError
+from plancc.runtime.owners import Owners
+from plancc.runtime.runner import Placed, Runner
+from plancc.runtime.training.recorder import Recorder
+
+Action = tuple[str, int, int]
+"""(F, B, I or W, chunk, micro-batch)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step gives on one rank.
+
+    `loss` is None off the stage that makes it; `gradients` are reduced, by weight key, laid out as the
+    class's manifest says.
+    """
+
+    loss: Tensor | None
+    gradients: Mapping[str, Tensor]
+    row: Mapping[str, Any]
+    cls: Mapping[str, Any]
+
+
+@dataclass
+class MicroBatch:
+    """What one micro-batch keeps from its forward to its backward."""
+
+    lo: int
+    hi: int
+    kept: SimpleNamespace = field(default_factory=SimpleNamespace)
+    later: list[Callable[[], None]] = field(default_factory=list)
+
+
+class TrainRunner(Runner):
+    """A runner of training programs. Weights are leaves whose gradients accumulate."""
+
+    view_class = Recorder
+
+    def step(
+        self, inputs: Mapping[str, Tensor], *, variant: int | None = None, probe: Any = None
+    ) -> StepResult:
+        """Forward and backward of all micro-batches of global `inputs` ([B, T, ...]; `scale` []).
+
+        Gradients start from zero. Raises ArtifactError for a batch with fewer sequences than
+        micro-batches.
+        """
+        first = next(iter(inputs.values()))
+        batch, tokens = first.shape[0], first.shape[1] if first.dim() > 1 else 1
+        env = {"batch": batch, "seq_len": tokens, "tokens": batch * tokens}
+        row, cls = self.artifact.program("train", self.transport.rank, env, variant)
+        view, comm, weights = self.ready(cls)
+        comm.base = self.artifact.base(row)
+        self.transport.program = cls["file"]
+        module = probe(cls["file"]) if probe else self.artifact.module(cls["file"])
+        view.owners = Owners(Owners())
+        view.owners.keep([view.part(text) for text in row["owned"]], 0)
+        view.owners.extend(tokens)
+        view.tokens, view.past = tokens, 0
+        batches = [MicroBatch(lo, hi) for lo, hi in split(batch, row["microbatches"])]
+        for weight in weights.values():
+            weight.grad = None
+        with torch.enable_grad():
+            losses = self.run_actions(row, cls, module, batches, inputs)
+        with torch.no_grad():
+            view.batch = batch
+            gradients = module.reduce(view, comm, weights, SimpleNamespace())
+        self.transport.program = ""
+        loss = torch.stack([x.detach() for x in losses]).sum() if losses else None
+        return StepResult(loss, gradients, row, cls)
+
+    def run_actions(
+        self, row: Mapping[str, Any], cls: Mapping[str, Any], module: ModuleType,
+        batches: list[MicroBatch], inputs: Mapping[str, Tensor],
+    ) -> list[Tensor]:  # fmt: skip
+        """Run the rank's part of the schedule; the losses that it made."""
+        view, comm, weights = self.ready(cls)
+        losses = []
+        for kind, chunk, index in actions(row, cls):
+            one = batches[index]
+            view.batch = one.hi - one.lo
+            view.later = one.later
+            if kind == "F":
+                given = [sliced(inputs[name], one, view) for name in cls["inputs"]]
+                found = function(module, "forward", chunk)(view, comm, weights, one.kept, *given)
+                losses += [x.detach() for x in found.values()]
+            elif kind in ("B", "I"):
+                function(module, "backward", chunk)(view, comm, weights, one.kept)
+            if kind in ("B", "W"):
+                for compute in one.later:
+                    compute()
+                one.later.clear()
+        return losses
+
+    def located_gradients(self, found: StepResult) -> list[tuple[str, tuple, Tensor]]:
+        """(weight's name, index ranges a dim, tensor) of this rank's reduced gradients."""
+        from plancc.runtime.sizes import build_dim
+
+        names = {w["key"]: (w["fqns"] or [w["key"]])[0] for w in found.cls["weights"]}
+        out = []
+        for key, tensor in found.gradients.items():
+            row = found.cls["gradients"][key]
+            view = self.view_on(row["stage"]["mesh"])
+            dims = [build_dim(view, tree, {}) for tree in row["dims"]]
+            ranges = tuple(d.ranges(view.coord_of(view.rank)) for d in dims)
+            out.append((names[key], ranges, tensor))
+        return out
+
+    def placed_loss(self, found: StepResult) -> Placed | None:
+        """Where the loss lies."""
+        rows = [cls["outputs"]["loss"] for cls in found.row["classes"] if cls["outputs"]]
+        return Placed(rows[0], (found.loss,), ((0, 1),), {}) if rows else None
+
+    def prepared(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights as leaves."""
+        shared: dict[int, Tensor] = {}
+        for key, tensor in weights.items():
+            if tensor.is_floating_point():
+                weights[key] = shared.setdefault(id(tensor), tensor.detach().requires_grad_())
+        return weights
+
+
+def function(module: ModuleType, kind: str, chunk: int) -> Callable[..., dict[str, Tensor]]:
+    """A function of a training program."""
+    found: Callable[..., dict[str, Tensor]] = getattr(module, f"{kind}_{chunk}")
+    return found
+
+
+def actions(row: Mapping[str, Any], cls: Mapping[str, Any]) -> list[Action]:
+    """What a class runs, in order: its row of the schedule, or micro-batch after micro-batch."""
+    chunks = [s["chunk"] for s in cls["sections"] if s["kind"] == "forward"]
+    schedule = row.get("schedule")
+    if schedule is None:
+        return [
+            (kind, chunk, index)
+            for index in range(row["microbatches"])
+            for kind, order in (("F", chunks), ("B", reversed(chunks)))
+            for chunk in order
+        ]
+    found = schedule["rows"][chunks[0] % schedule["stages"]] if chunks else []
+    return [(kind, chunk, index) for kind, chunk, index in found]
+
+
+def split(batch: int, count: int) -> list[tuple[int, int]]:
+    """Balanced micro-batches; ArtifactError where one would be empty."""
+    if batch < count:
+        raise ArtifactError(f"a batch of {batch} has fewer sequences than {count} micro-batches")
+    return [(batch * i // count, batch * (i + 1) // count) for i in range(count)]
+
+
+def sliced(x: Tensor, one: MicroBatch, view: Recorder) -> Tensor:
+    """The rows of one micro-batch; a scalar is the same for all."""
+    return (x[one.lo : one.hi] if x.dim() else x).to(view.device)
