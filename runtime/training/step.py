@@ -14,6 +14,13 @@ from plancc.runtime.artifact import ArtifactError
 from plancc.runtime.owners import Owners
 from plancc.runtime.runner import Placed, Runner
 from plancc.runtime.training.recorder import Recorder
+from plancc.runtime.training.slices import (
+    OwnedSlice,
+    first_holder,
+    first_stage,
+    slice_ranges,
+    slice_shape,
+)
 
 Action = tuple[str, int, int]
 """(F, B, I or W, chunk, micro-batch)."""
@@ -103,18 +110,47 @@ class TrainRunner(Runner):
                 one.later.clear()
         return losses
 
+    def owned(self, batch: int, tokens: int) -> list[OwnedSlice]:
+        """What this rank's optimizer updates for steps on [batch, tokens]; call `refresh` after it did.
+
+        Slices lie as the gradients of `step` do, under the same keys.
+        """
+        row, cls = self.program_for(batch, tokens)
+        _, _, weights = self.ready(cls)
+        out = []
+        for weight in cls["weights"]:
+            key = weight["key"]
+            if key not in cls["gradients"]:
+                continue
+            place = cls["gradients"][key]
+            view = self.view_on(place["stage"]["mesh"])
+            name = (weight["fqns"] or [key])[0]
+            counts = first_stage(row, name, weight) and first_holder(view, place)
+            ranges = slice_ranges(view, place, view.rank)
+            mine = self.slices(cls).get(key, weights[key])
+            out.append(OwnedSlice(key, name, slice_shape(view, place), ranges, mine, counts))
+        return out
+
+    def slices(self, cls: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The slices that are smaller than the weights computed with (ZeRO), by weight key."""
+        return {}
+
+    def refresh(self, batch: int, tokens: int) -> None:
+        """Bring what the optimizer updated into the weights that are computed with."""
+
+    def program_for(self, batch: int, tokens: int) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """The (variant, class) rows of this rank for steps on [batch, tokens]."""
+        env = {"batch": batch, "seq_len": tokens, "tokens": batch * tokens}
+        return self.artifact.program("train", self.transport.rank, env)
+
     def located_gradients(self, found: StepResult) -> list[tuple[str, tuple, Tensor]]:
         """(weight's name, index ranges a dim, tensor) of this rank's reduced gradients."""
-        from plancc.runtime.sizes import build_dim
-
         names = {w["key"]: (w["fqns"] or [w["key"]])[0] for w in found.cls["weights"]}
         out = []
         for key, tensor in found.gradients.items():
             row = found.cls["gradients"][key]
             view = self.view_on(row["stage"]["mesh"])
-            dims = [build_dim(view, tree, {}) for tree in row["dims"]]
-            ranges = tuple(d.ranges(view.coord_of(view.rank)) for d in dims)
-            out.append((names[key], ranges, tensor))
+            out.append((names[key], slice_ranges(view, row, view.rank), tensor))
         return out
 
     def placed_loss(self, found: StepResult) -> Placed | None:
