@@ -158,11 +158,13 @@ class Runner:
             weights = load_weights(
                 program["weights"], view, self.source, self.artifact, self._shared, self.dtype
             )
-            self._ready[file] = (view, Comm(self.transport, view), self.prepared(weights))
+            self._ready[file] = (view, Comm(self.transport, view), self.prepared(weights, program))
         return self._ready[file]
 
-    def prepared(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of one class as its programs want them."""
+    def prepared(
+        self, weights: dict[str, Tensor], program: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """The weights of one class (`program` is its row) as its programs want them."""
         return weights
 
     def located(self, output: Placed) -> list[tuple[tuple[int, int], tuple[Ranges, ...], Tensor]]:

@@ -158,12 +158,14 @@ class TrainRunner(Runner):
         rows = [cls["outputs"]["loss"] for cls in found.row["classes"] if cls["outputs"]]
         return Placed(rows[0], (found.loss,), ((0, 1),), {}) if rows else None
 
-    def prepared(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights as leaves."""
+    def prepared(
+        self, weights: dict[str, Tensor], program: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """Those that have a gradient as leaves; buffers and others record nothing."""
         shared: dict[int, Tensor] = {}
-        for key, tensor in weights.items():
-            if tensor.is_floating_point():
-                weights[key] = shared.setdefault(id(tensor), tensor.detach().requires_grad_())
+        for key in program.get("gradients", ()):
+            tensor = weights[key]
+            weights[key] = shared.setdefault(id(tensor), tensor.detach().requires_grad_())
         return weights
 
 
