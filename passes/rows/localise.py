@@ -251,7 +251,9 @@ def _index_base(work: _Local, argument: str) -> None:
         return
     start = work.start_of(work.shapes[operand.value][0], operand, 0)
     if work.target == "aten.embedding.default":
-        work.become(SHARD, work.args[1], work.args[0], start)
+        padding = work.argument("padding_idx")
+        still = () if padding is None or padding < 0 else (padding,)
+        work.become(SHARD, work.args[1], work.args[0], start, *still)
     else:
         work.kwargs["first"] = start
 

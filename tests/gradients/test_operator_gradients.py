@@ -163,6 +163,20 @@ def test_embedding_shards(cuts: tuple[int, ...]) -> None:
         assert torch.equal(table.grad, count.to(F64))
 
 
+@pytest.mark.parametrize("cuts", [(0, 11), (0, 4, 11), (0, 4, 4, 11), (0, 3, 7, 11)])
+def test_the_padding_row_gets_no_gradient(cuts: tuple[int, ...]) -> None:
+    """Whichever shard holds it, as with one table."""
+    torch.manual_seed(0)
+    ids, padding = torch.randint(0, 11, (4, 9)), 4
+    assert (ids == padding).any()
+    count = torch.bincount(ids.flatten(), minlength=11)[:, None].expand(-1, 3).to(F64).clone()
+    count[padding] = 0
+    for a, b in itertools.pairwise(cuts):
+        table = torch.randn(b - a, 3, dtype=F64, requires_grad=True)
+        embedding_shard(ids, table, a, padding).sum().backward()
+        assert torch.equal(table.grad, count[a:b])
+
+
 def test_partial_mean() -> None:
     x = torch.randn(3, 4, dtype=F64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: partial_mean(x, [1], True, 9), (x,))
