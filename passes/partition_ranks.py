@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from plancc.dsl.diagnostics import Report
 from plancc.ir.layout import Layout, Stage, cut_tree
 from plancc.ir.leaf_names import name_leaves
-from plancc.ir.mesh import mesh_of
 from plancc.ir.program import (
-    Accumulate,
-    Backward,
-    Bucket,
-    Collective,
     Compute,
     Free,
     Held,
     Instruction,
-    Leaf,
-    Merge,
     ProgramSet,
     RankProgram,
-    Recording,
     Recv,
     Section,
     Send,
-    TakeGrad,
     Transfer,
     Weight,
     operands,
     produced,
 )
 from plancc.passes.base import Unit
+from plancc.passes.cut_sections import Cut, cut_sections, late_weights
 from plancc.passes.overlap_transfers import overlapped
 from plancc.passes.plan_schedule import pipeline_schedule
 
@@ -46,7 +38,11 @@ class PartitionRanks:
 
     def run(self, unit: Unit, report: Report) -> Unit:
         """Fill `programs`."""
-        unit = with_channels(unit) if unit.training else unit
+        cut = cut_sections(unit, report) if unit.training else None
+        report.raise_errors()
+        schedule = pipeline_schedule(unit.plan) if unit.training else None
+        if cut is not None and schedule is not None and schedule.splits:
+            cut = late_weights(unit, cut)
         stages = stages_of(unit)
         members: dict[tuple[Stage, ...], list[int]] = {}
         inside = {s: frozenset(unit.world.grids[s.mesh].members(dict(s.coords))) for s in stages}
@@ -55,7 +51,9 @@ class PartitionRanks:
             members.setdefault(key, []).append(rank)
         assert unit.named is not None
         names = name_leaves(unit.named)
-        programs = tuple(build(unit, key, tuple(ranks), names) for key, ranks in members.items())
+        programs = tuple(
+            build(unit, cut, key, tuple(ranks), names) for key, ranks in members.items()
+        )
         variant = unit.variant
         return replace(
             unit,
@@ -65,7 +63,7 @@ class PartitionRanks:
                 variant.text,
                 programs,
                 microbatches(unit),
-                pipeline_schedule(unit.plan) if unit.training else None,
+                schedule,
             ),
         )
 
@@ -88,10 +86,11 @@ def microbatches(unit: Unit) -> int:
 
 
 def build(
-    unit: Unit, key: tuple[Stage, ...], ranks: tuple[int, ...], names: Mapping[int, str]
-) -> RankProgram:
+    unit: Unit, cut: Cut | None, key: tuple[Stage, ...], ranks: tuple[int, ...],
+    names: Mapping[int, str],
+) -> RankProgram:  # fmt: skip
     """The program of the ranks that live on exactly the stages of `key`."""
-    mine, sections = sectioned(unit, key)
+    mine, sections = sectioned(unit, cut, key)
     weights: tuple[Weight, ...] = tuple(w for s in key for w in unit.weights.get(s, ()))
     inputs = input_values(unit, key)
     outputs: dict[str, Held] = {}
@@ -117,89 +116,37 @@ def build(
     )  # fmt: skip
 
 
-def sectioned(unit: Unit, key: tuple[Stage, ...]) -> tuple[list[Instruction], list[Section]]:
+def sectioned(
+    unit: Unit, cut: Cut | None, key: tuple[Stage, ...]
+) -> tuple[list[Instruction], list[Section]]:
     """What the ranks of `key` do, in order; of a training unit also where each of its functions begins."""
-    if unit.training is None:
-        return mine_of(unit.instructions, key), []
-    depth = depths(unit)
-    chunks = sorted({depth[stage] for stage in key if stage in depth})
+    if unit.training is None or cut is None:
+        return [step for _, step in mine_of(unit.instructions, key)], []
+    parts = {
+        "forward": [(cut.forward_depths[at], s) for at, s in mine_of(cut.forward, key)],
+        "backward": [(cut.backward_depths[at], s) for at, s in mine_of(cut.backward, key)],
+    }
+    chunks = sorted({depth for found in parts.values() for depth, _ in found})
     found: list[Instruction] = []
     sections = []
-    for kind, entries, order in (
-        ("forward", unit.instructions, chunks),
-        ("backward", unit.training.backward, list(reversed(chunks))),
-    ):
+    for kind, order in (("forward", chunks), ("backward", list(reversed(chunks)))):
         for chunk in order:
-            here = {stage for stage in key if depth.get(stage) == chunk}
             sections.append(Section(kind, chunk, len(found)))
-            found += [s for s in mine_of(entries, key, here)]
+            found += [step for depth, step in parts[kind] if depth == chunk]
     for kind, entries in (("reduce", unit.training.reduce), ("refresh", unit.training.refresh)):
         sections.append(Section(kind, 0, len(found)))
-        found += mine_of(entries, key)
+        found += [step for _, step in mine_of(entries, key)]
     return found, sections
 
 
-def with_channels(unit: Unit) -> Unit:
-    """The unit with a channel of its own for every distance that values skip in the pipeline."""
-    depth = depths(unit)
-
-    def entry(
-        stages: tuple[Stage, ...], step: Instruction
-    ) -> tuple[tuple[Stage, ...], Instruction]:
-        if not isinstance(step, (Send, Recv, Transfer)):
-            return stages, step
-        edge = step.edge
-        far = abs(depth.get(edge.source, 0) - depth.get(edge.target, 0))
-        if far < 2:
-            return stages, step
-        return stages, replace(step, edge=replace(edge, channel=edge.channel + 2 * (far - 1)))
-
-    assert unit.training is not None
-    training = replace(
-        unit.training, backward=tuple(entry(*e) for e in unit.training.backward),
-        reduce=tuple(entry(*e) for e in unit.training.reduce),
-    )  # fmt: skip
-    return replace(
-        unit, instructions=tuple(entry(*e) for e in unit.instructions), training=training
-    )
-
-
-def depths(unit: Unit) -> dict[Stage, int]:
-    """The place of every stage in the plan's pipeline; 0 for all without one."""
-    stages = stages_of(unit)
-    if not unit.plan.pipelines:
-        return dict.fromkeys(stages, 0)
-    pipeline = unit.plan.pipelines[0]
-    if pipeline.chain:
-        order = {mesh: index for index, mesh in enumerate(pipeline.chain)}
-        return {s: order.get(mesh_of(s.mesh), 0) for s in stages}
-    assert pipeline.axis is not None
-    size = unit.plan.meshes[str(pipeline.mesh)].axis(pipeline.axis).size
-    return {s: dict(s.coords).get(pipeline.axis, 0) + size * s.chunk for s in stages}
-
-
 def mine_of(
-    entries: Iterable[tuple[tuple[Stage, ...], Instruction]], key: tuple[Stage, ...],
-    here: Collection[Stage] | None = None,
-) -> list[Instruction]:  # fmt: skip
-    """The instructions of the ranks of `key`; with `here` only those that belong to these of its stages."""
-    seen = [side(step, key) for stages, step in entries if set(stages) & set(key)]
-    found = [step for step in seen if step is not None]
-    return found if here is None else [step for step in found if place_of(step) in here]
-
-
-def place_of(step: Instruction) -> Stage:
-    """The stage to which an instruction of a class belongs: the receiving one of a receive."""
-    if isinstance(step, Send):
-        return step.edge.source
-    if isinstance(step, (Recv, Transfer)):
-        return step.edge.target
-    if isinstance(step, Compute):
-        return step.outs[0].stage
-    if isinstance(step, (Collective, Merge, Leaf, TakeGrad, Bucket)):
-        return step.out.stage
-    assert isinstance(step, (Backward, Accumulate, Recording))
-    return step.stage
+    entries: Iterable[tuple[tuple[Stage, ...], Instruction]], key: tuple[Stage, ...]
+) -> list[tuple[int, Instruction]]:
+    """(position, instruction) of the ranks of `key`."""
+    seen = [
+        (at, side(step, key)) for at, (stages, step) in enumerate(entries) if set(stages) & set(key)
+    ]
+    return [(at, step) for at, step in seen if step is not None]
 
 
 def side(instruction: Instruction, key: tuple[Stage, ...]) -> Instruction | None:

@@ -34,6 +34,7 @@ from plancc.ir.program import (
     Weight,
     produced,
 )
+from plancc.ir.schedule import merged_order
 
 SCHEMA = "plancc/artifact@1"
 
@@ -259,8 +260,8 @@ def schedule_json(programs: ProgramSet) -> dict[str, Any]:
     found = programs.schedule
     if found is None:
         return {}
-    rows = [[[a.kind, a.chunk, a.batch] for a in row] for row in found.rows]
-    return {"schedule": {"name": found.name, "stages": found.stages, "rows": rows}}
+    order = [[a.kind, a.chunk, a.batch] for a in merged_order(found)]
+    return {"schedule": {"name": found.name, "stages": found.stages, "order": order}}
 
 
 def owned_parts(programs: ProgramSet) -> list[str]:

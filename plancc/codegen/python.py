@@ -180,6 +180,9 @@ class _Emitter:
             self.line(f"{outs} = r.seed({args[0]})", notes)
             return
         namespace, _, rest = call.target.partition(".")
+        if call.target == "plancc.linear_later.default":
+            self.line(f"{outs} = ops.linear_later({', '.join(args)}, r.later)", notes)
+            return
         function = (
             f"ops.{rest.removesuffix('.default')}"
             if namespace == "plancc"

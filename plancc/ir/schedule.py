@@ -48,6 +48,11 @@ class Schedule:
         """How many stages there are in depth order."""
         return self.stages * self.virtual
 
+    @property
+    def splits(self) -> bool:
+        """Whether backwards are split: the weights' part comes later."""
+        return any(action.kind == "W" for row in self.rows for action in row)
+
     def label(self, action: Action) -> str:
         """An action as plans write it: `F3`, with virtual stages `F3.1`."""
         plain = f"{action.kind}{action.batch}"
@@ -203,6 +208,19 @@ def timeline(schedule: Schedule, costs: Mapping[str, int] = COSTS) -> tuple[tupl
     if not clock.run():
         raise Bug(f"schedule {schedule.name} deadlocks")
     return tuple(map(tuple, clock.ends))
+
+
+def merged_order(schedule: Schedule) -> tuple[Action, ...]:
+    """All actions in one order that every rank and every wait agrees with: by the time of beginning.
+
+    A rank that works for several chunks runs their actions in this order (Bug on a deadlock).
+    """
+    found = [
+        (end - COSTS[action.kind], rank, step, action)
+        for rank, (row, ends) in enumerate(zip(schedule.rows, timeline(schedule), strict=True))
+        for step, (action, end) in enumerate(zip(row, ends, strict=True))
+    ]
+    return tuple(action for *_, action in sorted(found, key=lambda one: one[:3]))
 
 
 def _deadlock(schedule: Schedule) -> Iterator[Problem]:

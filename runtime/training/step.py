@@ -47,7 +47,7 @@ class MicroBatch:
     lo: int
     hi: int
     kept: SimpleNamespace = field(default_factory=SimpleNamespace)
-    later: list[Callable[[], None]] = field(default_factory=list)
+    later: dict[int, list[Callable[[], None]]] = field(default_factory=dict)
 
 
 class TrainRunner(Runner):
@@ -97,7 +97,7 @@ class TrainRunner(Runner):
         for kind, chunk, index in actions(row, cls):
             one = batches[index]
             view.batch = one.hi - one.lo
-            view.later = one.later
+            view.later = one.later.setdefault(chunk, [])
             if kind == "F":
                 given = [sliced(inputs[name], one, view) for name in cls["inputs"]]
                 found = function(module, "forward", chunk)(view, comm, weights, one.kept, *given)
@@ -105,9 +105,9 @@ class TrainRunner(Runner):
             elif kind in ("B", "I"):
                 function(module, "backward", chunk)(view, comm, weights, one.kept)
             if kind in ("B", "W"):
-                for compute in one.later:
+                for compute in view.later:
                     compute()
-                one.later.clear()
+                view.later.clear()
         return losses
 
     def owned(self, batch: int, tokens: int) -> list[OwnedSlice]:
@@ -176,7 +176,7 @@ def function(module: ModuleType, kind: str, chunk: int) -> Callable[..., dict[st
 
 
 def actions(row: Mapping[str, Any], cls: Mapping[str, Any]) -> list[Action]:
-    """What a class runs, in order: its row of the schedule, or micro-batch after micro-batch."""
+    """What a class runs, in order: the actions of the schedule on its chunks, or all, one by one."""
     chunks = [s["chunk"] for s in cls["sections"] if s["kind"] == "forward"]
     schedule = row.get("schedule")
     if schedule is None:
@@ -186,8 +186,8 @@ def actions(row: Mapping[str, Any], cls: Mapping[str, Any]) -> list[Action]:
             for kind, order in (("F", chunks), ("B", reversed(chunks)))
             for chunk in order
         ]
-    found = schedule["rows"][chunks[0] % schedule["stages"]] if chunks else []
-    return [(kind, chunk, index) for kind, chunk, index in found]
+    order = schedule["order"]
+    return [(kind, chunk, index) for kind, chunk, index in order if chunk in chunks]
 
 
 def split(batch: int, count: int) -> list[tuple[int, int]]:
