@@ -44,8 +44,8 @@ def cut_sections(unit: Unit, report: Report) -> Cut:
     fixed = stage_depths(unit)
     forward = entry_depths(unit.instructions, fixed, back=False)
     backward = entry_depths(unit.training.backward, fixed, back=True)
-    sides = dict(transfer_depths(unit.instructions, forward, fixed, back=False))
-    sides |= transfer_depths(unit.training.backward, backward, fixed, back=True)
+    sides = dict(transfer_depths(unit.instructions, forward, fixed))
+    sides |= transfer_depths(unit.training.backward, backward, fixed)
     for entries, back in ((unit.instructions, False), (unit.training.backward, True)):
         report_returning(entries, sides, back, report)
     if not unit.plan.pipelines:
@@ -98,13 +98,18 @@ def entry_depths(entries: Entries, fixed: Mapping[Stage, int], *, back: bool) ->
         found.append(depth)
     wanted: dict[str, int] = {}
     ahead: dict[Stage, int] = {}
+    arrives: dict[int, int] = {}
     for at in range(len(entries) - 1, -1, -1):
         step, depth = entries[at][1], found[at]
         stage = place_of(step)
         if depth is None:
             uses = [wanted[held.name] for held in produced(step) if held.name in wanted]
             depth = first(uses) if uses else ahead.get(stage, 0)
+            if isinstance(step, Send):
+                depth = arrives[step.edge.index]
             found[at] = depth
+        if isinstance(step, Transfer):
+            arrives[step.edge.index] = depth
         ahead[stage] = depth
         for name in operands(step):
             wanted[name] = first(wanted.get(name, depth), depth)
@@ -123,18 +128,17 @@ def recorded(entries: Entries, depths: list[int]) -> tuple[int, ...]:
 
 
 def transfer_depths(
-    entries: Entries, depths: Sequence[int], fixed: Mapping[Stage, int], *, back: bool
+    entries: Entries, depths: Sequence[int], fixed: Mapping[Stage, int]
 ) -> Iterator[tuple[int, tuple[int, int, bool]]]:
     """(edge, (depth of the sender, of the receiver, whether both are stages of the pipeline))."""
-    made = {
-        held.name: depths[at] for at, (_, step) in enumerate(entries) for held in produced(step)
-    }
-    for at, (_, step) in enumerate(entries):
+    sent: dict[int, int] = {}
+    for (_, step), depth in zip(entries, depths, strict=True):
+        if isinstance(step, Send):
+            sent[step.edge.index] = depth
         if isinstance(step, Transfer):
             edge = step.edge
-            source = fixed.get(edge.source, made.get(step.operand, depths[at]))
             plain = edge.source in fixed and edge.target in fixed
-            yield edge.index, (source, depths[at], plain)
+            yield edge.index, (sent[edge.index], depth, plain)
 
 
 def report_returning(

@@ -256,7 +256,10 @@ def pools_json(plan: ResolvedPlan, world: World) -> dict[str, Any]:
 
 
 def schedule_json(programs: ProgramSet) -> dict[str, Any]:
-    """The order of actions (kind, chunk, micro-batch) of each pipeline rank; nothing without a pipeline."""
+    """The order of actions (kind, chunk, micro-batch): a class runs those of its own chunks, in this order.
+
+    Nothing without a pipeline.
+    """
     found = programs.schedule
     if found is None:
         return {}
