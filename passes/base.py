@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from plancc.dsl.diagnostics import Report
 from plancc.dsl.plan import Combine, ResolvedPlan, Variant
@@ -30,6 +30,16 @@ class Placed:
     cuts: Mapping[int, tuple[tuple[Part, ...], str | None]]
     span: Span | None
     combine: Combine | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StateCut:
+    """One axis over which the state of a parameter is cut: which of `params`, `grads`, `optim`."""
+
+    dims: frozenset[str]
+    part: Part
+    options: Mapping[str, Any]
+    span: Span | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +96,8 @@ class Unit:
     static: frozenset[str] = frozenset()
     places: Mapping[str, Placed] = field(default_factory=dict)
     param_rules: Mapping[str, Placed] = field(default_factory=dict)
+    states: Mapping[str, tuple[StateCut, ...]] = field(default_factory=dict)
+    recompute: Mapping[str, str] = field(default_factory=dict)  # node -> region computed again
     layouts: Mapping[str, NodeLayout] = field(default_factory=dict)
     instructions: Entries = ()
     weights: Mapping[Stage, tuple[Weight, ...]] = field(default_factory=dict)

@@ -15,10 +15,15 @@ from plancc.ir.program import Held, Origin, Transfer, produced
 from plancc.passes.base import Training, Unit
 from plancc.passes.derive_training import LOSS
 from plancc.passes.gradients.activity import active_names
-from plancc.passes.gradients.reduce import Buckets, Reduction
+from plancc.passes.gradients.fuse import fuse_moves
+from plancc.passes.gradients.gathered import released_weights
+from plancc.passes.gradients.reduce import Buckets, Reduction, bucket_limits
 from plancc.passes.gradients.reverse import Reverse
-from plancc.passes.gradients.segments import Forward, Names
-from plancc.passes.gradients.states import gradient_states
+from plancc.passes.gradients.segments import Forward, Names, find_regions
+from plancc.passes.gradients.states import State, States, gradient_states
+from plancc.passes.gradients.zero import cut_state
+from plancc.passes.match_targets import Modules
+from plancc.passes.store_params import state_parts
 
 __all__ = ["DeriveBackward"]
 
@@ -33,28 +38,47 @@ class DeriveBackward:
         """Return other units as they are."""
         if unit.graph.phase != "train":
             return unit
+        entries = unit.instructions
         weights = trainable(unit)
         helds = all_helds(unit)
         loss = helds[unit.outputs[LOSS][0]]
-        active = active_names(unit.instructions, weights.values(), loss.name)
+        active = active_names(entries, weights.values(), loss.name)
         weights = {name: held for name, held in weights.items() if name in active}
-        states = gradient_states(unit.instructions, helds, weights, active, loss.name)
+        states = gradient_states(entries, helds, weights, active, loss.name)
         names = Names(set(helds))
-        forward = Forward(unit.instructions, helds, weights, active, states, names)
-        edges = 1 + max(
-            (s.edge.index for _, s in unit.instructions if isinstance(s, Transfer)), default=-1
-        )
-        reverse = Reverse(helds, weights, states, names, edges)
+        regions = find_regions(entries, unit.recompute)
+        modules = Modules(unit.graph)
+        layers = {node.name: modules.layer_index(node.path) for node in unit.graph.nodes}
+        forward = Forward(entries, helds, weights, active, states, names, regions, layers)
+        units = {name: unit_name(unit, modules, held) for name, held in weights.items()}
+        kept = {name for name, held in weights.items() if not freed(unit, held, units[name])}
+        out, released = released_weights(forward.out, weights, kept)
+        edges = 1 + max((s.edge.index for _, s in entries if isinstance(s, Transfer)), default=-1)
+        reverse = Reverse(helds, weights, states, names, edges, forward.again, released)
         reverse.seed(loss, Origin("", "", None))
         reverse.run(forward.events)
-        pending = {n: one[0] if len(one := list(states.of[n])) == 1 else () for n in weights}
-        owned = {name: Layout(held.layout.dims) for name, held in weights.items()}
-        reduction = Reduction(names, owned, Buckets(names), reverse.edges)
-        reduction.run(weights, pending)
+        reduction = self.reduce(unit, weights, states, names, reverse)
+        out = fuse_moves(out, weights, units.__getitem__)
+        back = fuse_moves(reverse.out, weights, units.__getitem__)
         training = Training(
-            tuple(reverse.out), tuple(reduction.out), (), reduction.gradients, owned
-        )
-        return replace(unit, instructions=tuple(forward.out), training=training)
+            (*back, *reduction.early), tuple(reduction.out), tuple(reduction.refresh),
+            reduction.gradients, reduction.owned,
+        )  # fmt: skip
+        return replace(unit, instructions=tuple(out), training=training)
+
+    def reduce(
+        self, unit: Unit, weights: dict[str, Held], states: States, names: Names, reverse: Reverse
+    ) -> Reduction:
+        """The reduce and refresh sections; sharded gradients are scattered after each micro-batch."""
+        pending: dict[str, State] = {}
+        for name in weights:
+            found = list(states.of[name])
+            pending[name] = found[0] if len(found) == 1 else ()
+        owned = {n: owned_layout(unit, held) for n, held in weights.items()}
+        early = {n for n, held in weights.items() if sharded_gradient(unit, held)}
+        reduction = Reduction(names, owned, Buckets(names, bucket_limits(unit.plan)), reverse.edges)
+        reduction.run(weights, pending, early)
+        return reduction
 
 
 def trainable(unit: Unit) -> dict[str, Held]:
@@ -65,6 +89,38 @@ def trainable(unit: Unit) -> dict[str, Held]:
         for weight in weights
         if weight.kind == "param" and weight.held.dtype.is_floating_point
     }
+
+
+def owned_layout(unit: Unit, held: Held) -> Layout:
+    """How a rank keeps a weight's gradient and optimizer state: as the weight, or cut further."""
+    stored = Layout(held.layout.dims)
+    if state_parts(unit, held.source, held.stage, "params"):
+        return stored
+    return cut_state(stored, state_parts(unit, held.source, held.stage, "optim"))
+
+
+def sharded_gradient(unit: Unit, held: Held) -> bool:
+    """Whether only a slice of a weight's gradient is kept between micro-batches (ZeRO-2)."""
+    grads = state_parts(unit, held.source, held.stage, "grads")
+    return bool(grads) and not state_parts(unit, held.source, held.stage, "params")
+
+
+def unit_name(unit: Unit, modules: Modules, held: Held) -> str:
+    """The layer of a weight; "" for those outside the layer list, which are one unit."""
+    path = unit.graph.params[held.source].fqns[0]
+    layer = modules.layer_index(path)
+    return "" if layer is None else str(layer)
+
+
+def freed(unit: Unit, held: Held, layer: str) -> bool:
+    """Whether a gathered weight is given back after the forward.
+
+    Those outside the layers are not, unless the plan says so: their backward comes at once.
+    """
+    wishes = {cut.options.get("free") for cut in unit.states.get(held.source, ())}
+    if "after_forward" in wishes:
+        return True
+    return "after_backward" not in wishes and bool(layer)
 
 
 def all_helds(unit: Unit) -> dict[str, Held]:

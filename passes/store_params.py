@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from plancc.ir.layout import Layout, Stage, cut_tree
+from plancc.ir.layout import Layout, Part, Stage, cut_tree
 from plancc.passes.base import Unit
+from plancc.passes.gradients.zero import cut_state
 
 
 def store_params(unit: Unit) -> Mapping[tuple[str, Stage], Layout]:
@@ -32,4 +33,17 @@ def store_params(unit: Unit) -> Mapping[tuple[str, Stage], Layout]:
             )
         elif len(layouts) == 1:
             out[(value, stage)] = next(iter(layouts))
+        parts = state_parts(unit, value, stage, "params")
+        if parts:
+            whole = Layout(tuple(cut_tree(t, lambda p, leaf: ()) for t in shapes))
+            out[(value, stage)] = cut_state(out.get((value, stage), whole), parts)
     return out
+
+
+def state_parts(unit: Unit, value: str, stage: Stage, dim: str) -> tuple[Part, ...]:
+    """The parts over which `dim` (params, grads or optim) of a parameter is cut on a stage."""
+    return tuple(
+        cut.part
+        for cut in unit.states.get(value, ())
+        if dim in cut.dims and cut.part.mesh == stage.mesh
+    )

@@ -16,6 +16,7 @@ from plancc.ir.mesh import World, build_world
 from plancc.ir.program import ProgramSet
 from plancc.ir.shape import NamedGraph
 from plancc.passes.assign_places import AssignPlaces
+from plancc.passes.assign_states import AssignStates
 from plancc.passes.base import Pass, Unit
 from plancc.passes.check_facts import check_facts, check_length, check_operators, named_hints
 from plancc.passes.check_programs import CheckPrograms
@@ -40,6 +41,7 @@ from plancc.passes.rows import RowError, UnknownOperator
 PIPELINE: tuple[Pass, ...] = (
     FindStatic(),
     AssignPlaces(),
+    AssignStates(),
     PlanLayouts(),
     CheckRules(),
     InsertMoves(),

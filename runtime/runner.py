@@ -161,9 +161,7 @@ class Runner:
             self._ready[file] = (view, Comm(self.transport, view), self.prepared(weights, program))
         return self._ready[file]
 
-    def prepared(
-        self, weights: dict[str, Tensor], program: Mapping[str, Any]
-    ) -> dict[str, Tensor]:
+    def prepared(self, weights: dict[str, Tensor], program: Mapping[str, Any]) -> dict[str, Tensor]:
         """The weights of one class (`program` is its row) as its programs want them."""
         return weights
 

@@ -6,13 +6,25 @@ optimizer keeps it. Weights that several stages hold (tied ones) are summed acro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from plancc.dsl.plan import Call, ResolvedPlan
 from plancc.ir.graph import Ref
 from plancc.ir.layout import Layout, Move, Stage, plan_moves
-from plancc.ir.program import Bucket, Compute, Edge, Held, Origin, TakeGrad, Transfer
+from plancc.ir.program import (
+    Accumulate,
+    Bucket,
+    Compute,
+    Edge,
+    Held,
+    Origin,
+    Store,
+    TakeGrad,
+    TakeSlice,
+    Transfer,
+)
 from plancc.passes.estimate_memory import held_bytes
 from plancc.passes.gradients.activity import Entry
 from plancc.passes.gradients.reverse import split_pending
@@ -95,17 +107,25 @@ class Reduction:
     ]  # weight -> layout in which its gradient and optimizer state are kept
     buckets: Buckets
     edges: int = 0
+    early: list[Entry] = field(default_factory=list)  # what ends the backward of each micro-batch
     out: list[Entry] = field(default_factory=list)
+    refresh: list[Entry] = field(default_factory=list)
     gradients: dict[str, Held] = field(default_factory=dict)
 
-    def run(self, weights: Mapping[str, Held], states: Mapping[str, State]) -> None:
-        """Take, sum and scatter the gradients of all weights; `states` says how they are pending."""
+    def run(
+        self, weights: Mapping[str, Held], states: Mapping[str, State], early: Collection[str]
+    ) -> None:
+        """Take, sum and scatter the gradients of all weights; `states` says how they are pending.
+
+        Those of `early` are scattered after each micro-batch, and only slices add up.
+        """
+        self.scatter(weights, states, early)
         paths: dict[str, Path] = {}
         for name, held in reversed(weights.items()):
-            layout = Layout(held.layout.dims, states[name])
-            grad = replace(held, name=self.names.fresh(f"d_{name}"), layout=layout)
-            grad = replace(grad, source=f"grad {held.source}")
-            self.out.append(((held.stage,), TakeGrad(name, grad)))
+            sliced = name in early
+            layout = self.owned[name] if sliced else Layout(held.layout.dims, states[name])
+            grad = self.gradient(held, layout)
+            self.out.append(((held.stage,), TakeGrad(name, grad, sliced)))
             paths[name] = path_to(grad, self.owned[name])
         self.buckets.out = self.out
         self.buckets.run(list(paths.values()), "sum")
@@ -116,6 +136,42 @@ class Reduction:
             if len(names) > 1:
                 self.tie(names, paths)
         self.gradients = {name: paths[name].held for name in weights}
+        self.gather(weights)
+
+    def gradient(self, held: Held, layout: Layout) -> Held:
+        """The gradient of a weight in some layout."""
+        name = self.names.fresh(f"d_{held.name}")
+        return replace(held, name=name, layout=layout, source=f"grad {held.source}")
+
+    def scatter(
+        self, weights: Mapping[str, Held], states: Mapping[str, State], early: Collection[str]
+    ) -> None:
+        """Sum and scatter the gradients of one micro-batch, and add the slices up."""
+        paths = []
+        for name, held in reversed(weights.items()):
+            if name in early:
+                grad = self.gradient(held, Layout(held.layout.dims, states[name]))
+                self.early.append(((held.stage,), TakeGrad(name, grad)))
+                paths.append((name, path_to(grad, self.owned[name])))
+        self.buckets.out = self.early
+        self.buckets.run([path for _, path in paths], "slice")
+        for name, path in paths:
+            stage, origin = path.held.stage, Origin(weights[name].source, "", None)
+            self.early.append(((stage,), Accumulate(name, path.held.name, stage, origin, True)))
+
+    def gather(self, weights: Mapping[str, Held]) -> None:
+        """Bring the slices that the optimizer updated into the weights."""
+        paths = {}
+        for name, held in weights.items():
+            if self.owned[name] != held.layout:
+                mine = replace(held, name=self.names.fresh(f"p_{name}"), layout=self.owned[name])
+                self.refresh.append(((held.stage,), TakeSlice(name, mine)))
+                paths[name] = Path(mine, list(plan_moves(self.owned[name], held.layout)))
+        self.buckets.out = self.refresh
+        self.buckets.run(list(paths.values()), "full")
+        for name, path in paths.items():
+            stage = path.held.stage
+            self.refresh.append(((stage,), Store(name, path.held.name, stage)))
 
     def tie(self, names: list[str], paths: dict[str, Path]) -> None:
         """Sum the gradients of a weight that several stages hold: all get all, and add in one order."""
@@ -147,6 +203,18 @@ class Reduction:
         step = Compute("aten.add.Tensor", args, {}, (out,), Origin("", "", None))
         self.out.append(((like.stage,), step))
         return out
+
+
+def bucket_limits(plan: ResolvedPlan) -> dict[tuple[str, str], int]:
+    """(mesh, axis) -> bytes of a bucket, as `comm grads over m.a { overlap = async(bucket = n) }` says."""
+    found = {}
+    for comm in plan.comms:
+        for setting in comm.settings:
+            value = setting.value
+            stated = setting.name == "overlap" and isinstance(value, Call)
+            if stated and "grads" in comm.tensors and "bucket" in value.options:
+                found[str(comm.mesh), str(comm.axis)] = int(value.options["bucket"])
+    return found
 
 
 def path_to(held: Held, layout: Layout) -> Path:

@@ -6,7 +6,7 @@ all-reduce and nothing, a transfer and the transfer back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from plancc.dsl.errors import Bug
@@ -20,7 +20,9 @@ from plancc.ir.program import (
     Edge,
     Held,
     Instruction,
+    Leaf,
     Origin,
+    Restore,
     Transfer,
     operands,
 )
@@ -28,8 +30,10 @@ from plancc.passes.gradients.activity import Entry
 from plancc.passes.gradients.segments import (
     Crossing,
     Names,
+    Region,
     Segment,
     gradient_of,
+    rename,
 )
 from plancc.passes.gradients.states import State, States, without
 
@@ -41,10 +45,13 @@ class Reverse:
 
     def __init__(
         self, helds: Mapping[str, Held], weights: Mapping[str, Held], states: States, names: Names,
-        edges: int,
+        edges: int, again: Mapping[Region, Sequence[Entry]], released: Mapping[str, Sequence[Entry]],
     ) -> None:  # fmt: skip
         self.helds, self.weights, self.states, self.names = helds, weights, states, names
         self.edges = edges
+        self.again, self.released = again, dict(released)
+        self.copies: dict[str, str] = {}
+        self.done: set[Region] = set()
         self.out: list[Entry] = []
         self.pending: dict[str, dict[State, list[Held]]] = {}
 
@@ -64,6 +71,8 @@ class Reverse:
     def run(self, events: list[Segment | Crossing]) -> None:
         """Reverse all events, then settle the weights that are used in several ways."""
         for event in sorted(events, key=lambda e: e.last, reverse=True):
+            if event.region is not None:
+                self.repeat(event.region)
             if isinstance(event, Segment):
                 self.segment(event)
             elif event.merges:
@@ -75,6 +84,27 @@ class Reverse:
         for name in [n for n in self.pending if n in self.weights]:
             self.accumulate(name, (), self.total(name, (), Origin("", "", None)))
 
+    def repeat(self, region: Region) -> None:
+        """Compute a region again, recorded this time, under new names."""
+        if region in self.done:
+            return
+        self.done.add(region)
+        for stages, step in self.again[region]:
+            copy = renamed(step, self.copies, self.names)
+            self.out.append((stages, copy))
+
+    def restore(self, name: str) -> None:
+        """Gather a released weight again."""
+        copies: dict[str, str] = {}
+        for stages, step in self.released.pop(name):
+            copy = renamed(step, copies, self.names)
+            self.out.append((stages, copy))
+        self.add(self.helds[name].stage, Restore(name, copies[name], self.helds[name].stage))
+
+    def now(self, name: str) -> str:
+        """The local name of a forward value: that of its copy where it was computed again."""
+        return self.copies.get(name, name)
+
     def segment(self, segment: Segment) -> None:
         """One call that runs a recorded segment backwards."""
         origin = segment.first.origin
@@ -83,13 +113,16 @@ class Reverse:
             return
         given = [self.total(n, self.states.carried.get(n, ()), origin).name for n in outs]
         leaves = list(segment.leaves.items())
+        for (name, _), _ in leaves:
+            if name in self.released:
+                self.restore(name)
         grads = tuple(
             gradient_of(self.helds[name], self.names.fresh(f"g_{leaf.name}"), state, segment.stage)
             for (name, state), leaf in leaves
         )
         step = Backward(
-            tuple(outs), tuple(given), tuple(leaf.name for _, leaf in leaves), grads,
-            segment.stage, origin,
+            tuple(map(self.now, outs)), tuple(given),
+            tuple(self.now(leaf.name) for _, leaf in leaves), grads, segment.stage, origin,
         )  # fmt: skip
         self.add(segment.stage, step)
         for ((name, state), _), held in zip(leaves, grads, strict=True):
@@ -135,7 +168,7 @@ class Reverse:
         if step.kind == "join_rows":
             given = self.total(step.out.name, (), step.origin)
             held = gradient_of(operand, self.names.fresh(f"g_{operand.name}"), (), operand.stage)
-            args = (Ref(given.name), Ref(step.operand), Ref(step.out.name))
+            args = (Ref(given.name), Ref(self.now(step.operand)), Ref(self.now(step.out.name)))
             target = "plancc.joined_rows_backward.default"
             self.add(held.stage, Compute(target, args, {}, (held,), step.origin))
             self.give(step.operand, (), held)
@@ -198,9 +231,11 @@ class Reverse:
             )
             for n in self.differentiated(step)
         )
-        args = (*(Ref(held.name) for held in whole), *step.args)
+        given_now = rename(step, {n: self.now(n) for n in names})
+        args = (*(Ref(held.name) for held in whole), *given_now.args)
         target = "plancc.attention_over_keys_backward.default"
-        self.add(wide.stage, Compute(target, args, step.kwargs, grads, step.origin, step.node))
+        call = Compute(target, args, given_now.kwargs, grads, step.origin, step.node)
+        self.add(wide.stage, call)
         for name, held in zip(self.differentiated(step), grads, strict=True):
             if name not in names:
                 raise Bug(f"{name} is no operand of {step.node}")
@@ -229,6 +264,22 @@ class Reverse:
         self.add(
             weight.stage, Accumulate(name, held.name, weight.stage, Origin(weight.source, "", None))
         )
+
+
+def renamed(step: Instruction, copies: dict[str, str], names: Names) -> Instruction:
+    """A forward instruction under new names for what it makes; `copies` maps old names to new."""
+
+    def fresh(held: Held) -> Held:
+        copies[held.name] = names.fresh(f"{held.name}_again")
+        return replace(held, name=copies[held.name])
+
+    if isinstance(step, Compute):
+        step = rename(step, copies)
+        return replace(step, outs=tuple(fresh(held) for held in step.outs))
+    if isinstance(step, (Collective, Leaf)):
+        operand = copies.get(step.operand, step.operand)
+        return replace(step, operand=operand, out=fresh(step.out))
+    raise Bug(f"a {type(step).__name__} is not computed again")
 
 
 def split_pending(before: Layout, after: Layout) -> State:

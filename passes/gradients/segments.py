@@ -27,6 +27,8 @@ from plancc.passes.gradients.activity import Entry
 from plancc.passes.gradients.states import State, States
 
 KEYED = "plancc.attention_over_keys.default"
+Region = tuple[Stage, str]
+"""What is computed again in the backward: calls of one stage under one name."""
 
 
 @dataclass
@@ -39,7 +41,8 @@ class Segment:
     outs: list[str] = field(default_factory=list)
     last: int = 0
     open: bool = True
-    copies: dict[str, str] = field(default_factory=dict)  # value -> its name where it is recomputed
+    region: Region | None = None
+    layer: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class Crossing:
     step: Collective | Transfer | Compute
     last: int
     merges: tuple[Merge, ...] = ()
+    region: Region | None = None
 
 
 @dataclass
@@ -72,17 +76,41 @@ class Forward:
 
     def __init__(
         self, entries: Sequence[Entry], helds: Mapping[str, Held], weights: Mapping[str, Held],
-        active: frozenset[str], states: States, names: Names,
+        active: frozenset[str], states: States, names: Names, regions: Mapping[int, Region],
+        layers: Mapping[str, int | None],
     ) -> None:  # fmt: skip
         self.helds, self.weights, self.active = helds, weights, active
-        self.states, self.names = states, names
+        self.states, self.names, self.layers = states, names, layers
         self.out: list[Entry] = []
+        self.again: dict[Region, list[Entry]] = {}
+        self.region: Region | None = None
         self.events: list[Segment | Crossing] = []
         self.current: dict[Stage, Segment] = {}
         self.made: dict[str, Segment] = {}
         self.followers = followers(entries)
         for index, (stages, step) in enumerate(entries):
+            self.enter(regions.get(index), stages)
             self.visit(index, stages, step)
+        self.enter(None, ())
+
+    def enter(self, region: Region | None, stages: tuple[Stage, ...]) -> None:
+        """Go on inside or outside a region: what is computed again is not recorded at first."""
+        if region == self.region:
+            return
+        if self.region is not None:
+            self.out.append(((self.region[0],), Recording(True, self.region[0])))
+        self.region = region
+        if region is not None:
+            self.out.append(((region[0],), Recording(False, region[0])))
+
+    def emit(self, stages: tuple[Stage, ...], step: Instruction, plain: Instruction | None) -> None:
+        """Append an entry: `step` where it is recorded, `plain` where that is left to the backward."""
+        if self.region is None:
+            self.out.append((stages, step))
+            return
+        self.again.setdefault(self.region, []).append((stages, step))
+        if plain is not None:
+            self.out.append((stages, plain))
 
     def visit(self, index: int, stages: tuple[Stage, ...], step: Instruction) -> None:
         """Rewrite one forward entry."""
@@ -94,8 +122,8 @@ class Forward:
         else:
             if isinstance(step, (Collective, Transfer)) and names:
                 self.leave(names)
-                self.events.append(Crossing(step, index))
-            self.out.append((stages, step))
+                self.events.append(Crossing(step, index, (), self.region))
+            self.emit(stages, step, step)
 
     def keyed(self, index: int, stages: tuple[Stage, ...], step: Compute, names: list[str]) -> None:
         """Attention over this rank's keys: its backward is a call of its own, so nothing is recorded."""
@@ -124,7 +152,7 @@ class Forward:
             if maker is not None and maker.stage != segment.stage:
                 maker.open = False
             renamed[name] = self.leaf(segment, name, self.states.given[(index, name)], step).name
-        self.out.append((stages, rename(step, renamed) if renamed else step))
+        self.emit(stages, rename(step, renamed) if renamed else step, step)
         for held in step.outs:
             if held.name in self.active:
                 self.made[held.name] = segment
@@ -134,12 +162,15 @@ class Forward:
     def segment(self, stage: Stage, step: Compute, names: list[str]) -> Segment:
         """The segment that a call belongs to: no value that is summed on its way back stays inside one."""
         found = self.current.get(stage)
-        if found is not None and found.open:
+        layer = self.layers.get(step.node)
+        same = found is not None and (found.region, found.layer) == (self.region, layer)
+        if found is not None and found.open and same:
             inside = [n for n in names if self.made.get(n) is found]
             if not any(self.states.forks(n) for n in inside):
                 return found
+        if found is not None:
             found.open = False
-        found = Segment(stage, step)
+        found = Segment(stage, step, region=self.region, layer=layer)
         self.current[stage] = found
         self.events.append(found)
         return found
@@ -155,7 +186,7 @@ class Forward:
             held = self.helds[name]
             leaf = replace(held, name=self.names.fresh(f"{name}_x"), stage=segment.stage)
             segment.leaves[key] = leaf
-            self.out.append(((segment.stage,), Leaf(name, leaf, step.origin)))
+            self.emit((segment.stage,), Leaf(name, leaf, step.origin), None)
         return segment.leaves[key]
 
     def leave(self, names: Sequence[str]) -> None:
@@ -163,6 +194,27 @@ class Forward:
         for name in names:
             if name in self.made:
                 self.made[name].open = False
+
+
+def find_regions(entries: Sequence[Entry], recompute: Mapping[str, str]) -> dict[int, Region]:
+    """Entry -> region. A move belongs to the region of those who use its result, if that is one."""
+    found: dict[int, Region] = {}
+    if not recompute:
+        return found
+    users: dict[str, set[Region | None]] = {}
+    for index in range(len(entries) - 1, -1, -1):
+        stages, step = entries[index]
+        region: Region | None = None
+        if isinstance(step, Compute) and step.target != KEYED and step.node in recompute:
+            region = (stages[0], recompute[step.node])
+        elif isinstance(step, Collective):
+            wanted = users.get(step.out.name, {None})
+            region = next(iter(wanted)) if len(wanted) == 1 else None
+        if region is not None:
+            found[index] = region
+        for name in operands(step):
+            users.setdefault(name, set()).add(region)
+    return found
 
 
 def followers(entries: Sequence[Entry]) -> dict[str, Merge]:

@@ -13,13 +13,12 @@ import sympy
 import torch
 
 from plancc.codegen.names import part_text, plan_line, ranks_text, weight_key
-from plancc.codegen.sections import kept_values, section_results
+from plancc.codegen.sections import SILENT, effect, kept_values, section_results, taken
 from plancc.dsl.errors import Bug
 from plancc.ir.graph import Ref
 from plancc.ir.layout import CutLeaf, Layout, LocalTree, Part, Prod, Stage, Sum
 from plancc.ir.mesh import mesh_of
 from plancc.ir.program import (
-    Accumulate,
     Backward,
     Bucket,
     Collective,
@@ -34,10 +33,10 @@ from plancc.ir.program import (
     Merge,
     Origin,
     RankProgram,
-    Recording,
     Recv,
     Send,
     TakeGrad,
+    TakeSlice,
     Transfer,
     produced,
 )
@@ -108,7 +107,9 @@ class _Emitter:
             found = ", ".join(f'"{name}": {self.local(value)}' for name, value in results.items())
             if index:
                 lines += ["", ""]
-            lines += self.function(f"{section.name}(r, comm, w, s{given})", steps, found)[:-1]
+            kept = "p" if section.kind == "refresh" else "s"
+            head = f"{section.name}(r, comm, w, {kept}{given})"
+            lines += self.function(head, steps, found)[:-1]
         return "\n".join([*lines, ""])
 
     def function(
@@ -134,7 +135,7 @@ class _Emitter:
         if isinstance(instruction, Free):
             self.line(f"del {', '.join(self.local(name) for name in instruction.names)}")
             return
-        if not isinstance(instruction, (TakeGrad, Recording)):
+        if not isinstance(instruction, SILENT):
             self.comment(instruction.origin)
         if isinstance(instruction, Compute):
             self.compute(instruction)
@@ -179,10 +180,10 @@ class _Emitter:
         if call.target == "plancc.seed.default":
             self.line(f"{outs} = r.seed({args[0]})", notes)
             return
-        namespace, _, rest = call.target.partition(".")
         if call.target == "plancc.linear_later.default":
             self.line(f"{outs} = ops.linear_later({', '.join(args)}, r.later)", notes)
             return
+        namespace, _, rest = call.target.partition(".")
         function = (
             f"ops.{rest.removesuffix('.default')}"
             if namespace == "plancc"
@@ -216,7 +217,7 @@ class _Emitter:
             call = f"comm.{step.kind}({x}, {move.dim}, {dim}, {parts}{tail})"
         self.line(f"{out} = {call}", self.note(step.out))
 
-    def gradient(self, step: Leaf | Backward | Accumulate | TakeGrad | Recording) -> None:
+    def gradient(self, step: Any) -> None:
         """What only training has: the begin of a segment, its backward, gradients of weights."""
         if isinstance(step, Leaf):
             self.line(f"{step.out.name} = r.leaf({self.local(step.operand)})", self.note(step.out))
@@ -229,14 +230,10 @@ class _Emitter:
             call = f"r.backward({outs}, {given}, {leaves})"
             notes = "; ".join(self.note(held) for held in step.grads)
             self.line(f"{grads} = {call}" if grads else call, notes)
-        elif isinstance(step, Accumulate):
-            self.line(f"r.accumulate({self.local(step.weight)}, {self.local(step.operand)})")
-        elif isinstance(step, TakeGrad):
-            self.line(
-                f"{step.out.name} = r.gradient({self.local(step.weight)})", self.note(step.out)
-            )
+        elif isinstance(step, (TakeGrad, TakeSlice)):
+            self.line(f"{step.out.name} = {taken(step, self.weights)}", self.note(step.out))
         else:
-            self.line(f"r.record({step.on})")
+            self.line(effect(step, self.local, self.weights))
 
     def bucket(self, at: int, step: Bucket) -> None:
         """One move of several values."""

@@ -2,8 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from plancc.codegen.names import weight_key
-from plancc.ir.program import RankProgram, operands, produced
+from plancc.dsl.errors import Bug
+from plancc.ir.program import (
+    Accumulate,
+    RankProgram,
+    Recording,
+    Release,
+    Restore,
+    Store,
+    TakeGrad,
+    TakeSlice,
+    operands,
+    produced,
+)
+
+SILENT = (TakeGrad, TakeSlice, Recording, Store, Release, Restore)
+"""Instructions of no module: no comment says where they come from."""
+
+
+def taken(step: TakeGrad | TakeSlice, keys: Mapping[str, str]) -> str:
+    """What a gradient, or a rank's slice of a weight, is read from."""
+    key = keys[step.weight]
+    if isinstance(step, TakeSlice):
+        return f"p[{key!r}]"
+    return f"r.gradient_slice({key!r})" if step.sliced else f"r.gradient(w[{key!r}])"
+
+
+def effect(step: Any, local: Callable[[str], str], keys: Mapping[str, str]) -> str:
+    """The line of a training instruction that gives no value."""
+    if isinstance(step, Accumulate):
+        if step.sliced:
+            return f"r.accumulate_slice({keys[step.weight]!r}, {local(step.operand)})"
+        return f"r.accumulate({local(step.weight)}, {local(step.operand)})"
+    if isinstance(step, Store):
+        return f"r.store({local(step.weight)}, {local(step.operand)})"
+    if isinstance(step, Release):
+        return f"r.release({local(step.operand)})"
+    if isinstance(step, Restore):
+        return f"r.restore({local(step.operand)}, {local(step.source)})"
+    if isinstance(step, Recording):
+        return f"r.record({step.on})"
+    raise Bug(f"no line for a {type(step).__name__}")
 
 
 def kept_values(program: RankProgram) -> dict[str, int]:

@@ -180,20 +180,28 @@ class Backward:
 
 @dataclass(frozen=True, slots=True)
 class Accumulate:
-    """Add `operand` to the gradient of a weight (a gradient that no segment accumulated)."""
+    """Add `operand` to the gradient of a weight (a gradient that no segment accumulated).
+
+    `sliced`: to the slice that this rank keeps (ZeRO-2), not to the gradient of the weight itself.
+    """
 
     weight: str
     operand: str
     stage: Stage
     origin: Origin
+    sliced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TakeGrad:
-    """The gradient that all micro-batches of a step accumulated for a weight."""
+    """Take what has accumulated as the gradient of a weight: it begins again from nothing.
+
+    `sliced`: the slice that this rank keeps (ZeRO-2).
+    """
 
     weight: str
     out: Held
+    sliced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +225,40 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeSlice:
+    """A rank's slice of a weight as its optimizer left it (ZeRO-1 and -2)."""
+
+    weight: str
+    out: Held
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Write `operand` into a weight that is computed with."""
+
+    weight: str
+    operand: str
+    stage: Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give back the memory of a gathered weight, which recorded segments still refer to."""
+
+    operand: str
+    stage: Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Fill a released weight again from `source`, before the segments that use it run backwards."""
+
+    operand: str
+    source: str
+    stage: Stage
+
+
+@dataclass(frozen=True, slots=True)
 class Recording:
     """Whether computation is recorded for a backward from here on."""
 
@@ -227,6 +269,7 @@ class Recording:
 Instruction = (
     Compute | Collective | Send | Recv | Transfer | Merge | Free
     | Leaf | Backward | Accumulate | TakeGrad | Bucket | Recording
+    | TakeSlice | Store | Release | Restore
 )  # fmt: skip
 
 
@@ -296,7 +339,7 @@ def produced(instruction: Instruction) -> tuple[Held, ...]:
     """The values that an instruction gives."""
     if isinstance(instruction, Compute):
         return instruction.outs
-    if isinstance(instruction, (Collective, Recv, Transfer, Leaf, TakeGrad)):
+    if isinstance(instruction, (Collective, Recv, Transfer, Leaf, TakeGrad, TakeSlice)):
         return (instruction.out,)
     if isinstance(instruction, Backward):
         return instruction.grads
@@ -315,8 +358,10 @@ def operands(instruction: Instruction) -> tuple[str, ...]:
         return (instruction.operand,)
     if isinstance(instruction, Merge):
         return (instruction.operand, instruction.rows)
-    if isinstance(instruction, (Leaf, Accumulate)):
+    if isinstance(instruction, (Leaf, Accumulate, Store, Release)):
         return (instruction.operand,)
+    if isinstance(instruction, Restore):
+        return (instruction.operand, instruction.source)
     if isinstance(instruction, Backward):
         return (*instruction.outs, *instruction.given, *instruction.leaves)
     return instruction.operands if isinstance(instruction, Bucket) else ()

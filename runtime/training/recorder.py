@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,10 @@ class Recorder(View):
     """A rank's view with the verbs of training. `loss_scale` multiplies the loss's gradient (fp16)."""
 
     loss_scale = 1.0
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.slices: dict[str, Tensor] = {}
 
     def leaf(self, x: Tensor) -> Tensor:
         """`x` without its history, with a gradient of its own: where a segment begins."""
@@ -44,8 +49,33 @@ class Recorder(View):
         weight.grad = grad.clone() if weight.grad is None else weight.grad.add_(grad)
 
     def gradient(self, weight: Tensor) -> Tensor:
-        """What all micro-batches of the step accumulated for a weight."""
-        return weight.grad if weight.grad is not None else torch.zeros_like(weight)
+        """Take what has accumulated for a weight; it begins again from nothing."""
+        found, weight.grad = weight.grad, None
+        return found if found is not None else torch.zeros_like(weight, requires_grad=False)
+
+    def accumulate_slice(self, key: str, grad: Tensor) -> None:
+        """Add to the slice of a gradient that this rank keeps (ZeRO-2)."""
+        known = self.slices.get(key)
+        self.slices[key] = grad if known is None else known.add_(grad)
+
+    def gradient_slice(self, key: str) -> Tensor:
+        """Take the slice of a gradient that this rank kept."""
+        return self.slices.pop(key)
+
+    def store(self, weight: Tensor, x: Tensor) -> None:
+        """Write into a weight that is computed with."""
+        with torch.no_grad():
+            weight.copy_(x)
+
+    def release(self, x: Tensor) -> None:
+        """Give the memory of a gathered weight back; recorded segments still refer to it."""
+        x.untyped_storage().resize_(0)
+
+    def restore(self, x: Tensor, source: Tensor) -> None:
+        """Fill a released weight again."""
+        x.untyped_storage().resize_(x.numel() * x.element_size())
+        with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(x):
+            x.copy_(source)
 
     def record(self, on: bool) -> None:
         """Record computation from here on, or not."""

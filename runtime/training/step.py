@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from plancc.runtime.artifact import ArtifactError
+from plancc.runtime.dims import within
 from plancc.runtime.owners import Owners
+from plancc.runtime.pieces import cut
 from plancc.runtime.runner import Placed, Runner
 from plancc.runtime.training.recorder import Recorder
 from plancc.runtime.training.slices import (
@@ -54,6 +56,10 @@ class TrainRunner(Runner):
     """A runner of training programs. Weights are leaves whose gradients accumulate."""
 
     view_class = Recorder
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._slices: dict[Any, Tensor] = {}
 
     def step(
         self, inputs: Mapping[str, Tensor], *, variant: int | None = None, probe: Any = None
@@ -127,16 +133,39 @@ class TrainRunner(Runner):
             name = (weight["fqns"] or [key])[0]
             counts = first_stage(row, name, weight) and first_holder(view, place)
             ranges = slice_ranges(view, place, view.rank)
-            mine = self.slices(cls).get(key, weights[key])
+            mine = self.slice_of(weight, place, weights[key])
             out.append(OwnedSlice(key, name, slice_shape(view, place), ranges, mine, counts))
         return out
 
-    def slices(self, cls: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The slices that are smaller than the weights computed with (ZeRO), by weight key."""
-        return {}
+    def slice_of(
+        self, weight: Mapping[str, Any], place: Mapping[str, Any], whole: Tensor
+    ) -> Tensor:
+        """The tensor that the optimizer updates: the weight itself, or a slice of it (ZeRO-1 and -2)."""
+        view = self.view_on(place["stage"]["mesh"])
+        had = slice_ranges(view, weight, view.rank)
+        mine = slice_ranges(view, place, view.rank)
+        if had == mine:
+            return whole
+        key = (weight["key"], mine)
+        if key not in self._slices:
+            spots = tuple(within(a, b) for a, b in zip(had, mine, strict=True))
+            self._slices[key] = cut(whole.detach(), spots).clone()
+        return self._slices[key]
 
     def refresh(self, batch: int, tokens: int) -> None:
         """Bring what the optimizer updated into the weights that are computed with."""
+        row, cls = self.program_for(batch, tokens)
+        view, comm, weights = self.ready(cls)
+        comm.base = self.artifact.base(row)
+        self.transport.program = cls["file"]
+        found = {
+            weight["key"]: self.slice_of(weight, cls["gradients"][weight["key"]], weights[weight["key"]])
+            for weight in cls["weights"]
+            if weight["key"] in cls["gradients"]
+        }  # fmt: skip
+        with torch.no_grad():
+            self.artifact.module(cls["file"]).refresh(view, comm, weights, found)
+        self.transport.program = ""
 
     def program_for(self, batch: int, tokens: int) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """The (variant, class) rows of this rank for steps on [batch, tokens]."""
@@ -158,9 +187,7 @@ class TrainRunner(Runner):
         rows = [cls["outputs"]["loss"] for cls in found.row["classes"] if cls["outputs"]]
         return Placed(rows[0], (found.loss,), ((0, 1),), {}) if rows else None
 
-    def prepared(
-        self, weights: dict[str, Tensor], program: Mapping[str, Any]
-    ) -> dict[str, Tensor]:
+    def prepared(self, weights: dict[str, Tensor], program: Mapping[str, Any]) -> dict[str, Tensor]:
         """Those that have a gradient as leaves; buffers and others record nothing."""
         shared: dict[int, Tensor] = {}
         for key in program.get("gradients", ()):
