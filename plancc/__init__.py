@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from plancc.api import Built, VerifyError, compile, load, verify
+    from plancc.api import Built, VerifyError, compile, load, train, verify
     from plancc.dsl import PlanError
     from plancc.models import ModelError
     from plancc.passes.rows import register_op
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from plancc.runtime.weights import WeightsError
 
 _HOME = {
-    "compile": "plancc.api", "load": "plancc.api", "verify": "plancc.api", "Built": "plancc.api",
+    "compile": "plancc.api", "load": "plancc.api", "train": "plancc.api",
+    "verify": "plancc.api", "Built": "plancc.api",
     "VerifyError": "plancc.api", "PlanError": "plancc.dsl", "ModelError": "plancc.models",
     "register_op": "plancc.passes.rows", "ArtifactError": "plancc.runtime.artifact",
     "RankFailure": "plancc.runtime.failure", "WeightsError": "plancc.runtime.weights",
@@ -26,7 +27,7 @@ _HOME = {
 
 __all__ = [
     "ArtifactError", "Built", "ModelError", "PlanError", "RankFailure", "VerifyError",
-    "WeightsError", "compile", "load", "register_op", "verify",
+    "WeightsError", "compile", "load", "register_op", "train", "verify",
 ]  # fmt: skip
 
 

@@ -16,12 +16,17 @@ from plancc.codegen.python import emit_program
 from plancc.compiler import Compiled, Watch, compile_graph
 from plancc.dsl import Diagnostic, load_plan
 from plancc.dsl.errors import PlanError
+from plancc.dsl.plan import ResolvedPlan
 from plancc.ir.graph import Graph
-from plancc.models import LoadedModel, load_model
+from plancc.models import LoadedModel, in_dtype, load_model
 from plancc.passes.capture import capture
+from plancc.passes.derive_training import NotTrainable, logits_of, loss_kind
 from plancc.runtime.artifact import Artifact, ArtifactError, load_artifact
 from plancc.runtime.deploy import Deployment
 from plancc.verify import Verification, VerifyResult
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precision -> dtype of a model; float64 needs no programs of its own."""
 
 
 class VerifyError(Exception):
@@ -65,33 +70,38 @@ def compile(
     weights: Sequence[str | Path] | None = None,
     sets: Mapping[str, str] | None = None,
     model_args: Mapping[str, str] | None = None,
+    for_: str | None = None,
     phases: Sequence[str] | None = None,
+    dtype: torch.dtype | None = None,
     verify: bool = True,
     watch: Watch | None = None,
 ) -> Built:
     """Compile `model` (an nn.Module, or a --model spec) under a plan file into the folder `out`.
 
-    Verifies all ranks against one device unless `verify` is False. Raises PlanError (the plan or the
-    model is wrong), ModelError (the model cannot be captured), WeightsError, VerifyError, ArtifactError
-    (the folder cannot be written).
+    `for_` is "infer" or "train" (None: as the plan's `mode` says), `phases` names the phases instead;
+    `dtype` replaces the model's own. Verifies all ranks against one device unless `verify` is False.
+    Raises PlanError (the plan or the model is wrong), ModelError (the model cannot be captured),
+    NotTrainable, WeightsError, VerifyError, ArtifactError (the folder cannot be written).
     """
     check_writable(Path(out))
     resolved, report = load_plan(plan, dict(sets or {}))
     if resolved is None:
         raise PlanError(report.diagnostics)
     loaded = model if isinstance(model, str) else None
-    found = load_model(loaded, dict(model_args or {})) if loaded else None
+    found = load_model(loaded, dict(model_args or {}), dtype) if loaded else None
     module = found.module if found else model
     assert isinstance(module, nn.Module)
-    graph = capture(module)
+    graph = capture(module if found else in_dtype(module, dtype))
+    phases = phases if phases is not None else wanted_phases(resolved, for_)
     compiled = compile_graph(resolved, graph, report, phases=phases, watch=watch)
     spec, stored = weight_spec(module, graph, found, weights)
     origin = {"plan_file": str(Path(plan).resolve()), "sets": dict(sets or {})}
     facts = {
         **versions(),
         **origin,
-        "model": model_json(module, loaded, model_args, found),
+        "model": model_json(module, loaded, model_args, found, dtype),
         "weights": spec,
+        **training_facts(module, compiled),
     }
     result = None
     folder = Path(out)
@@ -102,6 +112,38 @@ def compile(
     except OSError as problem:
         raise ArtifactError(f"cannot write {folder}: {problem.strerror or problem}") from problem
     return Built(folder, compiled, result, report.diagnostics)
+
+
+def wanted_phases(plan: ResolvedPlan, for_: str | None) -> tuple[str, ...] | None:
+    """The phases to compile; None: all of inference. NotTrainable for a plan of inference phases."""
+    if for_ not in (None, "infer", "train"):
+        raise ValueError(f"for_ is {for_!r}, neither infer nor train")
+    if (for_ or plan.facts.get("mode")) != "train":
+        return None
+    stated = plan.facts.get("phase")
+    held = [str(stated)] if stated else [v.phase for v in plan.variants if v.phase]
+    if held and "train" not in held and (stated or None not in {v.phase for v in plan.variants}):
+        phases = " and ".join(dict.fromkeys(held))
+        raise NotTrainable(
+            f"the plan `{plan.name}` is one for {phases}: state `mode = train` in its model block, "
+            "and guards that do not name these phases"
+        )
+    return ("train",)
+
+
+def training_facts(module: nn.Module, compiled: Compiled) -> dict[str, Any]:
+    """What a training artifact records: how the loss comes about, the vocabulary, unused dropout."""
+    if all(unit.graph.phase != "train" for unit in compiled.units):
+        return {}
+    from plancc.passes.capture.dropout import dropout_in
+
+    logits = logits_of(compiled.graph)
+    row = {
+        "loss": loss_kind(compiled.graph),
+        "vocab": int(logits.shape[2]) if logits is not None else None,
+        "dropout": [[path, p] for path, p in dropout_in(module)],
+    }
+    return {"training": row}
 
 
 def check_writable(folder: Path) -> None:
@@ -135,7 +177,12 @@ def reopen(
     if resolved is None:
         raise PlanError(report.diagnostics)
     args = dict(model_args or record["args"])
-    module = load_model(chosen, args).module if isinstance(chosen, str) else chosen
+    dtype = getattr(torch, record["dtype"]) if record.get("dtype") else None
+    module = (
+        load_model(chosen, args, dtype).module
+        if isinstance(chosen, str)
+        else in_dtype(chosen, dtype)
+    )
     phases = artifact.phases
     compiled = compile_graph(resolved, capture(module), report, phases=phases)
     rows = [row["classes"] for row in artifact.manifest["programs"]]
@@ -166,6 +213,16 @@ def verify_aside(compiled: Compiled, resolved: Any, graph: Graph, folder: Path) 
     if not result.ok:
         raise VerifyError(result)
     return result
+
+
+def train(plan: str | Path, model: nn.Module | str | None = None, **wanted: Any) -> Any:
+    """Train a plan with `model`, or an artifact folder, on text files; see plancc.training.train.
+
+    `train("tp.plan", model, data=["a.txt"], steps=200, lr=3e-4).losses` are the losses step by step.
+    """
+    from plancc.training import train as run
+
+    return run(plan, model, **wanted)
 
 
 def load(folder: str | Path) -> Deployment:
@@ -236,14 +293,16 @@ def versions() -> dict[str, str]:
 
 
 def model_json(
-    module: nn.Module, spec: str | None, args: Mapping[str, str] | None, found: LoadedModel | None
-) -> dict[str, Any]:
-    """What an artifact records of its model."""
+    module: nn.Module, spec: str | None, args: Mapping[str, str] | None,
+    found: LoadedModel | None, dtype: torch.dtype | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """What an artifact records of its model; `dtype` only where it is not the model's own."""
     return {
         "spec": rooted(spec) if spec else None,
         "args": dict(args or {}),
         "class": type(module).__name__,
         "tokenizer": str(found.tokenizer.resolve()) if found and found.tokenizer else None,
+        **({"dtype": str(dtype).removeprefix("torch.")} if dtype is not None else {}),
     }
 
 

@@ -6,6 +6,7 @@ No weight is allocated or initialised, so an 80-layer 70B shape loads in a secon
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -66,14 +67,21 @@ class LoadedModel:
     facts: Mapping[str, int] = field(default_factory=dict)
 
 
-def load_model(spec: str | nn.Module, args: Mapping[str, str] | None = None) -> LoadedModel:
-    """Load what `spec` names (or wrap a module); raise ModelError where it cannot be."""
+def load_model(
+    spec: str | nn.Module,
+    args: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> LoadedModel:
+    """Load what `spec` names (or wrap a module), in `dtype` if one is given.
+
+    Raises ModelError where it cannot be.
+    """
     if isinstance(spec, nn.Module):
-        return describe(spec, type(spec).__name__)
+        return describe(in_dtype(spec, dtype), type(spec).__name__)
     if spec.startswith("hf:"):
         if args:
             raise ModelError(f"`{spec}` takes no model arguments: its config.json has them")
-        return load_folder(spec)
+        return load_folder(spec, dtype)
     place, colon, name = spec.rpartition(":")
     if not colon or not place or not name:
         raise ModelError(
@@ -87,7 +95,12 @@ def load_model(spec: str | nn.Module, args: Mapping[str, str] | None = None) -> 
     if not isinstance(module, nn.Module):
         raise ModelError(f"`{spec}` returned a `{type(module).__name__}`, not an nn.Module")
     check_buffers(module, spec)
-    return describe(module, spec)
+    return describe(module if dtype is None else module.to(dtype), spec)
+
+
+def in_dtype(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """A copy of a live module in another dtype (floating parameters and buffers); None: itself."""
+    return module if dtype is None else copy.deepcopy(module).to(dtype)
 
 
 def describe(module: nn.Module, spec: str) -> LoadedModel:
@@ -199,8 +212,11 @@ def typed_value(text: str, hint: Any, default: Any, where: str) -> Any:
     raise ModelError(f"{where} must be {names}, not `{text}`")
 
 
-def load_folder(spec: str) -> LoadedModel:
-    """Load a Hugging Face folder: config.json, safetensors files and a tokenizer if it has them."""
+def load_folder(spec: str, dtype: torch.dtype | None = None) -> LoadedModel:
+    """Load a Hugging Face folder: config.json, safetensors files and a tokenizer if it has them.
+
+    Without a dtype, that of the config. The buffers that transformers keeps in float32 stay so.
+    """
     folder = Path(spec.removeprefix("hf:"))
     config_file = folder / "config.json"
     if not config_file.is_file():
@@ -222,7 +238,8 @@ def load_folder(spec: str) -> LoadedModel:
     causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in wanted)
     kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
     with meta_parameters():
-        module = call(lambda: kind.from_config(config), f"`{spec}` cannot be built")
+        options = {} if dtype is None else {"dtype": dtype}
+        module = call(lambda: kind.from_config(config, **options), f"`{spec}` cannot be built")
     check_buffers(module, spec)
     weights = tuple(sorted(folder.glob("*.safetensors")))
     tokens = any(

@@ -7,7 +7,17 @@ import sys
 import time
 from pathlib import Path
 
-from plancc.cli.options import add_json, add_plan_options, complain, print_json, say, user_errors
+from plancc.cli.options import (
+    add_json,
+    add_plan_options,
+    add_precision,
+    add_purpose,
+    complain,
+    print_json,
+    say,
+    user_errors,
+    warn_dropout,
+)
 from plancc.dsl import render_text
 
 
@@ -16,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", metavar="PLAN")
     add_plan_options(parser, model_required=True)
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="the artifact folder")
-    parser.add_argument("--for", choices=("infer", "train"), default="infer", dest="purpose")
+    add_purpose(parser)
+    add_precision(parser)
     parser.add_argument(
         "--no-verify", action="store_true", help="skip the check against one device"
     )
@@ -28,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compile; 1 if plan, model, weights or verification are wrong."""
-    if args.purpose == "train":
-        return complain("training is not supported yet: compile --for infer")
+    if args.precision == "fp64":
+        return complain("float64 needs no programs of its own: train --precision fp64") and 2
     folder = Path(args.out)
     if folder.exists() and not args.force and not (folder / "manifest.json").is_file():
         return complain(f"{folder} exists and is not an artifact; --force replaces it")
@@ -40,12 +51,14 @@ def run(args: argparse.Namespace) -> int:
     try:
         built = api.compile(
             args.plan, args.model, folder, weights=args.weights, sets=dict(args.sets),
-            model_args=dict(args.model_args), verify=not args.no_verify,
+            model_args=dict(args.model_args), verify=not args.no_verify, for_=args.purpose,
+            dtype=api.DTYPES[args.precision] if args.precision else None,
             watch=printer(args.print_after, args.json) if args.print_after else None,
         )  # fmt: skip
     except user_errors() as problem:
         return complain(str(problem))
     sys.stderr.write(render_text(built.warnings, sys.stderr.isatty()))
+    warn_dropout(built.artifact)
     show(args, built, time.perf_counter() - begin)
     return 0
 

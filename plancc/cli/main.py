@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("plancc.cli.check", "check plans"),
     "compile": ("plancc.cli.compile", "compile a plan and a model to per-rank programs"),
     "run": ("plancc.cli.run", "run a plan or a compiled artifact"),
+    "train": ("plancc.cli.train", "train a plan or a compiled artifact on text"),
     "verify": ("plancc.cli.verify", "compare all ranks with the one-device model"),
     "explain": ("plancc.cli.explain", "explain a plan, or a diagnostic code"),
 }

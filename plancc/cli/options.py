@@ -47,16 +47,53 @@ def complain(message: str) -> int:
 
 
 def user_errors() -> tuple[type[Exception], ...]:
-    """What a user's plan, model, weights or artifact can be wrong by, apart from PlanError."""
+    """What a user's plan, model, weights, data or artifact can be wrong by, apart from PlanError.
+
+    Among the WeightsErrors are those of checkpoints.
+    """
     from plancc.api import VerifyError
     from plancc.models import ModelError
+    from plancc.passes.derive_training import NotTrainable
     from plancc.runtime.artifact import ArtifactError
+    from plancc.runtime.data import DataError
+    from plancc.runtime.optimizer import SpecError
+    from plancc.runtime.training.job import TrainError
     from plancc.runtime.weights import WeightsError
 
-    return (ModelError, ArtifactError, WeightsError, VerifyError)
+    return (
+        ModelError, ArtifactError, WeightsError, VerifyError,
+        NotTrainable, DataError, SpecError, TrainError,
+    )  # fmt: skip
+
+
+def add_purpose(parser: argparse.ArgumentParser) -> None:
+    """--for."""
+    parser.add_argument(
+        "--for", choices=("infer", "train"), dest="purpose",
+        help="what the programs are for (default: the plan's `mode`, else infer)",
+    )  # fmt: skip
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """--precision."""
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16", "fp64"),
+        help="what to train in (default: the model's own dtype); bf16, fp16 keep float32 masters",
+    )  # fmt: skip
 
 
 def say(text: str) -> None:
     """A line of progress on stderr, where somebody watches."""
     if sys.stderr.isatty():
         sys.stderr.write(text + "\n")
+
+
+def warn_dropout(artifact: Any) -> None:
+    """Tell on stderr of dropout that a model asks for in training and does not get."""
+    found = artifact.manifest.get("training", {}).get("dropout", [])
+    if found:
+        path, p = found[0]
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        sys.stderr.write(
+            f"warning: dropout is not applied: the model has `{path}` (p = {p}){more}\n"
+        )

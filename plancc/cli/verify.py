@@ -6,14 +6,21 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from plancc.cli.options import add_json, add_plan_options, complain, print_json, user_errors
+from plancc.cli.options import (
+    add_json,
+    add_plan_options,
+    add_purpose,
+    complain,
+    print_json,
+    user_errors,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.add_argument("plan", metavar="PLAN|DIR")
     add_plan_options(parser, model_required=False)
-    parser.add_argument("--for", choices=("infer", "train"), default="infer", dest="purpose")
+    add_purpose(parser)
     parser.add_argument("--full-size", action="store_true", help="do not shrink the model's dims")
     parser.add_argument(
         "--dtype", choices=("float64", "float32", "bfloat16"), default="float64",
@@ -24,8 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify; 1 if a variant differs."""
-    if args.purpose == "train":
-        return complain("training is not supported yet: verify --for infer")
     try:
         result = verify_target(args)
     except user_errors() as problem:
@@ -51,6 +56,11 @@ def verify_target(args: argparse.Namespace):
                 complain("--set and --weights go with a plan: an artifact has its own") and 2
             )
         built = api.reopen(folder, model=args.model, model_args=dict(args.model_args))
+        trains = "train" in built.artifact.phases
+        if args.purpose is not None and trains is not (args.purpose == "train"):
+            raise SystemExit(
+                complain(f"{folder} was compiled for {'training' if trains else 'inference'}")
+            )
         return api.verify(built, full_size=args.full_size, dtype=dtype)
     if folder.is_dir():
         raise SystemExit(complain(f"{folder} is not an artifact: it has no manifest.json"))
@@ -61,7 +71,7 @@ def verify_target(args: argparse.Namespace):
     with tempfile.TemporaryDirectory() as aside:
         built = api.compile(
             args.plan, args.model, Path(aside) / "artifact", weights=args.weights,
-            sets=dict(args.sets), model_args=dict(args.model_args), verify=False,
+            sets=dict(args.sets), model_args=dict(args.model_args), for_=args.purpose, verify=False,
         )  # fmt: skip
         return api.verify(built, full_size=args.full_size, dtype=dtype)
 
@@ -73,7 +83,10 @@ def show(result: object) -> None:
             ", ".join(f"{n} {kind}" for kind, n in row.collectives.items()) or "no communication"
         )
         verdict = "ok " if row.ok else "BAD"
-        print(f"{verdict} {row.phase:<8} {row.guard:<24} off by {row.max_rel_error:.1e}  {moves}")
+        off = f"off by {row.max_rel_error:.1e}"
+        if row.max_grad_error is not None:
+            off += f" (gradients {row.max_grad_error:.1e})"
+        print(f"{verdict} {row.phase:<8} {row.guard:<24} {off}  {moves}")
         if row.message:
             print(f"    {row.message}")
     if result.first_divergence is not None:  # type: ignore[attr-defined]
