@@ -1,20 +1,19 @@
 """Prove the programs of all ranks fit together: every send has its receive, collectives come in one
 order on all members, and nobody waits in a circle. Works on classes, so its cost does not grow with ranks.
+
+Training programs are checked as their schedule runs them (run_programs).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeGuard
+from typing import Any, ClassVar
 
 from plancc.dsl.diagnostics import Report
 from plancc.dsl.errors import Bug
 from plancc.ir.layout import Stage
 from plancc.ir.program import (
-    Bucket,
-    Collective,
-    Instruction,
     Merge,
     ProgramSet,
     RankProgram,
@@ -23,9 +22,19 @@ from plancc.ir.program import (
     Transfer,
     produced,
 )
+from plancc.ir.schedule import schedule_problems
 from plancc.passes.base import Unit
+from plancc.passes.run_programs import (
+    LOCAL,
+    deadlocks,
+    disordered_messages,
+    expand,
+    parts_of,
+    together,
+    unequal_calls,
+)
 
-LOCAL = ("shard", "once")
+__all__ = ["LOCAL", "CheckPrograms", "program_problems"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,13 @@ class CheckPrograms:
 def program_problems(programs: ProgramSet) -> list[str]:
     """Everything that keeps the programs from running together; empty if they are sound."""
     found = list(unmatched_edges(programs)) + list(unequal_collectives(programs))
-    return found or list(circles(programs))
+    if not found and programs.schedule is not None:
+        found = schedule_problems(programs.schedule)
+    if found:
+        return found
+    runs = expand(programs)
+    found = list(unequal_calls(programs, runs)) + list(disordered_messages(programs, runs))
+    return found or list(deadlocks(programs, runs))
 
 
 def unmatched_edges(programs: ProgramSet) -> Iterator[str]:
@@ -83,23 +98,21 @@ def sides_of(step: Send | Recv | Transfer) -> tuple[str, ...]:
 
 def collectives(program: RankProgram, stage: Stage) -> list[tuple[Any, ...]]:
     """What the members of a stage must agree on, in order."""
-    found = [step for step in program.instructions if together(step) and step.out.stage == stage]
+    found = [
+        (name, step)
+        for name, steps in parts_of(program)
+        for step in steps
+        if together(step) and step.out.stage == stage
+    ]
     return [
         (
-            "merge" if isinstance(step, Merge) else step.kind,
+            name, "merge" if isinstance(step, Merge) else step.kind,
             tuple(held.source for held in produced(step)),
             (step.part, *step.spread) if isinstance(step, Merge) else step.parts,
             step.out.layout, step.out.dtype,
         )
-        for step in found
+        for name, step in found
     ]  # fmt: skip
-
-
-def together(step: Instruction) -> TypeGuard[Collective | Merge | Bucket]:
-    """Whether the ranks of a group must meet at an instruction."""
-    if isinstance(step, Collective):
-        return step.kind not in LOCAL
-    return isinstance(step, (Merge, Bucket))
 
 
 def unequal_collectives(programs: ProgramSet) -> Iterator[str]:
@@ -117,39 +130,3 @@ def unequal_collectives(programs: ProgramSet) -> Iterator[str]:
                     min(len(a), len(b)),
                 )
                 yield f"collective {at} of {stage} differs between {first.name} and {program.name}"
-
-
-def circles(programs: ProgramSet) -> Iterator[str]:
-    """Cycles in who must come before whom: a deadlock."""
-    import networkx as nx
-
-    order = nx.DiGraph()
-    for program in programs.programs:
-        last = None
-        counts: dict[Stage, int] = {}
-        for step in program.instructions:
-            node: tuple[Any, ...]
-            if together(step):
-                number = counts[step.out.stage] = counts.get(step.out.stage, 0) + 1
-                node = ("collective", str(step.out.stage), number)
-            elif isinstance(step, Send):
-                node = ("send", step.edge.index, program.name)
-                for receiver in receivers(programs, step.edge.target):
-                    order.add_edge(node, ("receive", step.edge.index, receiver))
-            elif isinstance(step, (Recv, Transfer)):
-                node = ("receive", step.edge.index, program.name)
-            else:
-                continue
-            if last is not None and last != node:
-                order.add_edge(last, node)
-            last = node
-    try:
-        cycle = nx.find_cycle(order)
-    except nx.NetworkXNoCycle:
-        return
-    yield "deadlock: " + " -> ".join(" ".join(map(str, a)) for a, _ in cycle)
-
-
-def receivers(programs: ProgramSet, stage: Stage) -> list[str]:
-    """The classes that live on a stage."""
-    return [p.name for p in programs.programs if stage in p.stages]

@@ -46,8 +46,8 @@ def cut_sections(unit: Unit, report: Report) -> Cut:
     backward = entry_depths(unit.training.backward, fixed, back=True)
     sides = dict(transfer_depths(unit.instructions, forward, fixed))
     sides |= transfer_depths(unit.training.backward, backward, fixed)
-    for entries, back in ((unit.instructions, False), (unit.training.backward, True)):
-        report_returning(entries, sides, back, report)
+    if not report_returning(unit.instructions, sides, False, report):
+        report_returning(unit.training.backward, sides, True, report)
     if not unit.plan.pipelines:
         return Cut(unit.instructions, unit.training.backward, forward, backward)
     channels = streams(sides, unit.plan.pipelines[0].virtual)
@@ -143,8 +143,8 @@ def transfer_depths(
 
 def report_returning(
     entries: Entries, sides: Mapping[int, tuple[int, int, bool]], back: bool, report: Report
-) -> None:
-    """P901 for the first value that a pipeline stage gives back to an earlier one in the forward."""
+) -> bool:
+    """P901 for the first value that goes back to an earlier stage in the forward; whether there is one."""
     for _, step in entries:
         if not isinstance(step, Transfer):
             continue
@@ -162,7 +162,8 @@ def report_returning(
                 ],
                 help=["place modules on the pipeline in the order in which they run"],
             )  # fmt: skip
-            return
+            return True
+    return False
 
 
 def streams(sides: Mapping[int, tuple[int, int, bool]], virtual: int) -> dict[int, int]:
