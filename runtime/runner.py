@@ -48,6 +48,7 @@ class Runner:
     """Runs phases on one rank. `weights` reads checkpoint slices; `sizes` shrinks dims by name."""
 
     view_class = View
+    comm_class = Comm
 
     def __init__(
         self,
@@ -158,7 +159,8 @@ class Runner:
             weights = load_weights(
                 program["weights"], view, self.source, self.artifact, self._shared, self.dtype
             )
-            self._ready[file] = (view, Comm(self.transport, view), self.prepared(weights, program))
+            comm = self.comm_class(self.transport, view)
+            self._ready[file] = (view, comm, self.prepared(weights, program))
         return self._ready[file]
 
     def prepared(self, weights: dict[str, Tensor], program: Mapping[str, Any]) -> dict[str, Tensor]:

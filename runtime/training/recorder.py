@@ -8,17 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plancc.runtime.comm import Comm
 from plancc.runtime.view import View
 
 
 class Recorder(View):
-    """A rank's view with the verbs of training. `loss_scale` multiplies the loss's gradient (fp16)."""
+    """A rank's view with the verbs of training. `loss_scale` multiplies the loss's gradient (fp16).
+
+    `started` holds the moves under way; `last` says that the running backward is the last of its section.
+    """
 
     loss_scale = 1.0
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.slices: dict[str, Tensor] = {}
+        self.started: dict[str, Any] = {}
+        self.last = False
 
     def leaf(self, x: Tensor) -> Tensor:
         """`x` without its history, with a gradient of its own: where a segment begins."""
@@ -80,3 +86,12 @@ class Recorder(View):
     def record(self, on: bool) -> None:
         """Record computation from here on, or not."""
         torch.set_grad_enabled(on)
+
+
+class Unrecorded(Comm):
+    """The verbs of communication as training programs call them: their backward is written out."""
+
+
+for _name, _verb in list(vars(Comm).items()):
+    if _name[0] != "_" and callable(_verb):
+        setattr(Unrecorded, _name, torch.no_grad()(_verb))

@@ -15,7 +15,7 @@ from plancc.runtime.dims import within
 from plancc.runtime.owners import Owners
 from plancc.runtime.pieces import cut
 from plancc.runtime.runner import Placed, Runner
-from plancc.runtime.training.recorder import Recorder
+from plancc.runtime.training.recorder import Recorder, Unrecorded
 from plancc.runtime.training.slices import (
     OwnedSlice,
     first_holder,
@@ -56,6 +56,7 @@ class TrainRunner(Runner):
     """A runner of training programs. Weights are leaves whose gradients accumulate."""
 
     view_class = Recorder
+    comm_class = Unrecorded
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -100,7 +101,10 @@ class TrainRunner(Runner):
         """Run the rank's part of the schedule; the losses that it made."""
         view, comm, weights = self.ready(cls)
         losses = []
-        for kind, chunk, index in actions(row, cls):
+        todo = actions(row, cls)
+        final = {chunk: place for place, (kind, chunk, _) in enumerate(todo) if kind in ("B", "I")}
+        for place, (kind, chunk, index) in enumerate(todo):
+            view.last = final.get(chunk) == place
             one = batches[index]
             view.batch = one.hi - one.lo
             view.later = one.later.setdefault(chunk, [])
@@ -188,11 +192,16 @@ class TrainRunner(Runner):
         return Placed(rows[0], (found.loss,), ((0, 1),), {}) if rows else None
 
     def prepared(self, weights: dict[str, Tensor], program: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Those that have a gradient as leaves; buffers and others record nothing."""
-        shared: dict[int, Tensor] = {}
+        """Those that have a gradient as leaves; buffers and others record nothing.
+
+        A tied weight that two stages of this rank hold alike becomes two, each with its own gradient.
+        """
+        seen: set[int] = set()
         for key in program.get("gradients", ()):
             tensor = weights[key]
-            weights[key] = shared.setdefault(id(tensor), tensor.detach().requires_grad_())
+            mine = tensor.clone() if id(tensor) in seen else tensor
+            seen.add(id(tensor))
+            weights[key] = mine.detach().requires_grad_()
         return weights
 
 
