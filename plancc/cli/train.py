@@ -94,7 +94,10 @@ def add_keeping(parser: argparse.ArgumentParser) -> None:
         "--resume", nargs="?", const=True, default=False, metavar="FOLDER",
         help="go on with the latest checkpoint of --checkpoint, or with this one",
     )  # fmt: skip
-    group.add_argument("--log", metavar="FILE", help="a JSON object a step")
+    group.add_argument(
+        "--log", "--log-file", metavar="FILE",
+        help="a JSON object a step (torchrun takes --log for its own: write --log-file there)",
+    )  # fmt: skip
     group.add_argument("--export", metavar="FILE", help="the weights as one safetensors file")
 
 
@@ -108,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
         return complain(f"{folder} is not an artifact: it has no manifest.json")
     if not folder.exists():
         return complain(f"{folder} does not exist")
+    from plancc.runtime.failure import RankFailure
     from plancc.training import TrainFailed
 
     try:
@@ -115,8 +119,20 @@ def run(args: argparse.Namespace) -> int:
     except TrainFailed as problem:
         complain(str(problem))
         return 3
+    except RankFailure as problem:
+        good = last_checkpoint(args)
+        complain(f"{problem}\nthe last good checkpoint is {good}" if good else str(problem))
+        return 3
     except user_errors() as problem:
         return complain(str(problem))
+
+
+def last_checkpoint(args: argparse.Namespace) -> Path | None:
+    """The checkpoint to go on from after a run that broke off."""
+    from plancc.runtime.checkpoint.shelf import Shelf
+
+    home = Path(args.checkpoint) if args.checkpoint else None
+    return Shelf(home).latest() if home is not None and home.is_dir() else None
 
 
 def wrong_words(args: argparse.Namespace) -> str | None:

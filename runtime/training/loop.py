@@ -25,10 +25,10 @@ from plancc.runtime.training.exact import ExactRunner
 from plancc.runtime.training.job import Job, facts_of
 from plancc.runtime.transport import Transport
 
-STEP, NORM, NAMES, SAVE = 11, 12, 13, 14
+READ, STEP, NORM, NAMES, SAVE = 11, 12, 13, 14, 15
 """Instruction numbers of the loop's own communication; those of programs are larger."""
 WHERE = {
-    STEP: "agreeing on a step's loss", NORM: "summing the gradient's norm",
+    READ: "reading the data", STEP: "agreeing on a step's loss", NORM: "summing the gradient's norm",
     NAMES: "telling which gradients are not finite", SAVE: "saving a checkpoint",
 }  # fmt: skip
 DONE, STOPPED, FAILED = "done", "stopped", "failed"
@@ -151,6 +151,7 @@ class Training:
     def goes_on(self) -> bool:
         """Whether there is a next step."""
         most = self.job.steps
+        self.transport.set_position(READ)
         return (most is None or self.step < most) and self.feed.ready(self.step)
 
     def train_step(self) -> int:

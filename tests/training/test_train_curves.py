@@ -96,9 +96,10 @@ def test_mixed_precision_learns(
     exact, near = sum(curve[30:40]), sum(found.losses[30:40])
     assert abs(near - exact) / exact < 0.05
     saved = tensors(tmp_path)
-    assert saved["model/norm.weight"].dtype is {"bf16": torch.bfloat16, "fp16": torch.float16}[
-        precision
-    ]
+    assert (
+        saved["model/norm.weight"].dtype
+        is {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    )
     assert saved["optim/norm.weight/master"].dtype is torch.float32
     assert ("loss_scale" in saved) is (precision == "fp16")
     again = train(name, resume=tmp_path / "step-00000030", precision=precision)
