@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from plancc.dsl.diagnostics import Report
-from plancc.dsl.plan import Combine, Job, ResolvedPlan, Setting, Share
+from plancc.dsl.plan import Combine, Comm, Job, ResolvedPlan, Setting, Share
 from plancc.dsl.source import Span
 
 # (where it stands, its name) -> what to call it in the message.
@@ -28,9 +28,12 @@ UNSUPPORTED: dict[tuple[str, str], str] = {
     ("option", "assign"): "assignment of requests",
     ("option", "exchange"): "a choice of exchange",
     ("option", "spare"): "spare experts",
-    ("option", "prefetch"): "prefetching",
-    ("option", "free"): "freeing of parameters",
+    ("option", "free"): "parameters that are never freed",
 }
+
+
+FREED = (("free", "after_forward"), ("free", "after_backward"))
+PLAIN_WIRES = ("bf16", "fp16", "fp32", "fp64")
 
 
 def unsupported(plan: ResolvedPlan) -> list[tuple[str, Span]]:
@@ -67,8 +70,12 @@ def _features(plan: ResolvedPlan) -> Iterator[tuple[str, str, Span]]:
         for line in place.rules:
             yield from _rule_features(line)
     for comm in plan.comms:
-        yield "comm", comm.kind, comm.span
-        yield from _setting_features("comm", comm.settings)
+        state = comm.kind == "tensors" and set(comm.tensors) <= {"grads", "params"}
+        if not state:
+            yield "comm", comm.kind, comm.span
+        for setting in comm.settings:
+            if not (state and _state_setting(comm, setting)):
+                yield from _setting_features("comm", (setting,))
     for pipeline in plan.pipelines:
         yield from _setting_features("pipeline", pipeline.settings)
 
@@ -80,10 +87,18 @@ def _rule_features(rule: Job | Combine | Share | Setting) -> Iterator[tuple[str,
         for dim, span in zip(rule.dims, rule.dim_spans, strict=True):
             yield "dim", dim, span
         for name, value in rule.options.items():
-            if name != "layout" or not _layout_runs(rule, str(value)):
+            runs = name == "layout" and _layout_runs(rule, str(value))
+            if not runs and (name, value) not in FREED:
                 yield "option", name, rule.span
     else:
         yield "rule", "combine" if isinstance(rule, Combine) else "share", rule.span
+
+
+def _state_setting(comm: Comm, setting: Setting) -> bool:
+    """Whether a setting of the traffic of gradients or parameters is executed."""
+    if setting.name == "op":
+        return True  # held against what is there: P501
+    return setting.name == "dtype" and comm.tensors == ("grads",) and setting.value in PLAIN_WIRES
 
 
 def _layout_runs(rule: Job, layout: str) -> bool:

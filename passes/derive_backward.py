@@ -6,23 +6,34 @@ over ranks that a gradient owes stands where it is made.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from plancc.dsl.diagnostics import Report
-from plancc.ir.layout import Layout, cut_tree
+from plancc.ir.layout import Layout, Part, Stage, cut_tree
+from plancc.ir.mesh import mesh_of
 from plancc.ir.program import Held, Origin, Transfer, produced
 from plancc.passes.base import Training, Unit
 from plancc.passes.derive_training import LOSS
 from plancc.passes.gradients.activity import active_names
 from plancc.passes.gradients.fuse import fuse_moves
 from plancc.passes.gradients.gathered import released_weights
+from plancc.passes.gradients.overlap import (
+    Wish,
+    delay_scatters,
+    early_buckets,
+    prefetch,
+    wishes,
+)
 from plancc.passes.gradients.reduce import Buckets, Reduction, bucket_limits
 from plancc.passes.gradients.reverse import Reverse
 from plancc.passes.gradients.segments import Forward, Names, find_regions
 from plancc.passes.gradients.states import State, States, gradient_states
+from plancc.passes.gradients.traffic import check_state_traffic, wires
 from plancc.passes.gradients.zero import cut_state
 from plancc.passes.match_targets import Modules
+from plancc.passes.plan_schedule import pipeline_schedule
 from plancc.passes.store_params import state_parts
 
 __all__ = ["DeriveBackward"]
@@ -58,12 +69,21 @@ class DeriveBackward:
         reverse.seed(loss, Origin("", "", None))
         reverse.run(forward.events)
         reduction = self.reduce(unit, weights, states, names, reverse)
-        out = fuse_moves(out, weights, units.__getitem__)
-        back = fuse_moves(reverse.out, weights, units.__getitem__)
+        types = wires(unit.plan)
+        out = fuse_moves(out, weights, units.__getitem__, types)
+        back = fuse_moves(reverse.out, weights, units.__getitem__, types)
+        ahead = wished(unit, "params", prefetching(unit))
+        later = wished(unit, "grads", {})
+        out = prefetch(out, weights, ahead, names)
+        back = delay_scatters(prefetch(back, weights, ahead, names), later, names)
+        reduce = reduction.out
+        if not splits_backward(unit):
+            back, reduce = early_buckets(back, reduce, later, names)
         training = Training(
-            (*back, *reduction.early), tuple(reduction.out), tuple(reduction.refresh),
+            (*back, *reduction.early), tuple(reduce), tuple(reduction.refresh),
             reduction.gradients, reduction.owned,
         )  # fmt: skip
+        check_state_traffic(unit, out, training, report)
         return replace(unit, instructions=tuple(out), training=training)
 
     def reduce(
@@ -76,9 +96,37 @@ class DeriveBackward:
             pending[name] = found[0] if len(found) == 1 else ()
         owned = {n: owned_layout(unit, held) for n, held in weights.items()}
         early = {n for n, held in weights.items() if sharded_gradient(unit, held)}
-        reduction = Reduction(names, owned, Buckets(names, bucket_limits(unit.plan)), reverse.edges)
+        reduction = Reduction(
+            names, owned, Buckets(names, bucket_limits(unit.plan), wires(unit.plan)), reverse.edges
+        )
         reduction.run(weights, pending, early)
         return reduction
+
+
+def wished(unit: Unit, tensors: str, more: Mapping[tuple[str, str], int]) -> Wish:
+    """How far ahead the plan starts the collectives of `params` or `grads`."""
+    stated = {**more, **wishes(unit.plan, tensors)}
+
+    def depth(stage: Stage, parts: tuple[Part, ...]) -> int:
+        return max((stated.get((mesh_of(p.mesh), p.axis), 0) for p in parts), default=0)
+
+    return depth
+
+
+def prefetching(unit: Unit) -> dict[tuple[str, str], int]:
+    """(mesh, axis) -> layers to gather ahead, as `prefetch = n` of state rules says."""
+    return {
+        (mesh_of(cut.part.mesh), cut.part.axis): int(cut.options["prefetch"])
+        for cuts in unit.states.values()
+        for cut in cuts
+        if "prefetch" in cut.options
+    }
+
+
+def splits_backward(unit: Unit) -> bool:
+    """Whether the schedule leaves gradients of weights for later (zero bubble)."""
+    schedule = pipeline_schedule(unit.plan)
+    return schedule is not None and any(a.kind == "W" for row in schedule.rows for a in row)
 
 
 def trainable(unit: Unit) -> dict[str, Held]:

@@ -16,6 +16,7 @@ from plancc.ir.program import (
     Collective,
     Edge,
     Instruction,
+    Launch,
     Merge,
     ProgramSet,
     RankProgram,
@@ -29,7 +30,7 @@ LOCAL = ("shard", "once")
 SECTIONS = {"F": "forward", "B": "backward", "I": "backward"}
 MAX_WAITS = 8
 
-Step = Collective | Merge | Bucket | Send | Recv | Transfer
+Step = Collective | Merge | Bucket | Launch | Send | Recv | Transfer
 Message = tuple[int, int]
 """(edge, micro-batch)."""
 
@@ -52,11 +53,11 @@ Runs = Mapping[str, Sequence[Call]]
 """Class -> the calls that its ranks make in one step, in order."""
 
 
-def together(step: Instruction) -> TypeGuard[Collective | Merge | Bucket]:
-    """Whether the ranks of a group must meet at an instruction."""
+def together(step: Instruction) -> TypeGuard[Collective | Merge | Bucket | Launch]:
+    """Whether the ranks of a group must meet at an instruction (started ones: in the order of starting)."""
     if isinstance(step, Collective):
         return step.kind not in LOCAL
-    return isinstance(step, (Merge, Bucket))
+    return isinstance(step, (Merge, Bucket, Launch))
 
 
 def parts_of(program: RankProgram) -> list[tuple[str, tuple[Instruction, ...]]]:

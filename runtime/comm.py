@@ -31,9 +31,20 @@ class Comm:
         self.transport = transport
         self.view = view
         self.base = 0
+        self._starter: Any = None
         self._cache: dict[
             Any, Any
         ] = {}  # emptied when it grows: tables of owners change every step
+
+    @property
+    def start(self) -> Any:
+        """The verbs that start a move beside the computation and return a handle (`plancc.runtime.lane`)."""
+        if self._starter is None:
+            from plancc.runtime.lane import open_starter
+
+            self._starter = open_starter(self.transport, self.view, self.base)
+        self._starter.comm.base = self.base
+        return self._starter
 
     def all_reduce(self, x: Tensor, parts: Parts, at: int) -> Tensor:
         """The sum of `x` over the ranks along `parts`."""
@@ -109,14 +120,19 @@ class Comm:
         both = torch.stack(self.transport.all_gather(pair, group, shapes, at + self.base))
         return torch.stack([both[..., 0].logsumexp(0), both[..., 1].sum(0)], -1)
 
-    def all_reduce_bucket(self, xs: Sequence[Tensor], parts: Parts, at: int) -> tuple[Tensor, ...]:
-        """`all_reduce` of several tensors at once."""
+    def all_reduce_bucket(
+        self, xs: Sequence[Tensor], parts: Parts, *, wire: torch.dtype | None = None, at: int
+    ) -> tuple[Tensor, ...]:
+        """`all_reduce` of several tensors at once; they travel as `wire`."""
         group = self.view.peers(self.view.parts(parts)).group
-        return packed.all_reduce(self.transport, xs, group, at + self.base)
+        given = packed.in_type(xs, wire)
+        found = packed.all_reduce(self.transport, given, group, at + self.base)
+        return packed.in_type(found, xs[0].dtype)
 
     def reduce_scatter_bucket(
-        self, xs: Sequence[Tensor], dims: Sequence[tuple[int, Dim]], parts: Parts, at: int
-    ) -> tuple[Tensor, ...]:
+        self, xs: Sequence[Tensor], dims: Sequence[tuple[int, Dim]], parts: Parts, *,
+        wire: torch.dtype | None = None, at: int,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         """`reduce_scatter` of several tensors at once, each along its own (dim, Dim after)."""
         peers = self.view.peers(self.view.parts(parts))
         cuts = [self._pieces(d, peers) for _, d in dims]
@@ -124,7 +140,9 @@ class Comm:
             [(dim, within(frame, p)) for p in pieces]
             for (dim, _), (frame, pieces) in zip(dims, cuts, strict=True)
         ]
-        return packed.reduce_scatter(self.transport, xs, spots, peers, at + self.base)
+        given = packed.in_type(xs, wire)
+        found = packed.reduce_scatter(self.transport, given, spots, peers, at + self.base)
+        return packed.in_type(found, xs[0].dtype)
 
     def all_gather_bucket(
         self, xs: Sequence[Tensor], dims: Sequence[tuple[int, Dim]], parts: Parts, at: int

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from plancc.runtime.beacon import GROUP, MESSAGE, PART, Beacon, Channel, Entry
 from plancc.runtime.failure import LostPeer, Mismatch
+from plancc.runtime.lane import Lane
 from plancc.runtime.transport import (
     COMPUTE,
     FINISHED,
@@ -60,6 +61,7 @@ class DistributedTransport(ABC):
         self._beacon = beacon
         self._limit = timedelta(seconds=time_limit)
         self._groups: dict[Group, Any] = {}
+        self._lane: Lane | None = None
         self._messages: dict[Channel, int] = {}
         self._own_mail: dict[int, deque[Tensor]] = {}
 
@@ -70,8 +72,22 @@ class DistributedTransport(ABC):
         if kind is None:
             self.close()
 
+    def lane(self) -> Lane:
+        """A lane for collectives beside this transport's, made at its first use; it counts here too."""
+        if self._lane is None:
+            beside = self._beside()
+            beside.counters = self.counters
+            self._lane = Lane(beside, True)
+        return self._lane
+
+    @abstractmethod
+    def _beside(self) -> DistributedTransport:
+        """Make a transport of the same rank with communicators of its own, for collectives only."""
+
     def close(self) -> None:
         """Wait until all that was sent has left, and all ranks have come this far."""
+        if self._lane is not None:
+            self._lane.close()
         at = self._beacon.instruction if self._beacon is not None else None
         self._guard(at, lambda: self._flush(lambda target: self._show(at, {target})))
         if self._beacon is not None:

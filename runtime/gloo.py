@@ -34,15 +34,21 @@ class GlooTransport(DistributedTransport):
 
     def __init__(
         self, rank: int, world: int, store: dist.Store, *, loopback: bool = True,
-        members: Group | None = None, **rest: Any,
+        members: Group | None = None, messages: bool = True, **rest: Any,
     ) -> None:  # fmt: skip
         super().__init__(rank, world, store, **rest)
         self._loopback = loopback
         self._sent: _Sent | None = None
         self.members = members or tuple(range(world))
         self._place = {member: place for place, member in enumerate(self.members)}
-        alone = len(self.members) == 1
+        alone = len(self.members) == 1 or not messages
         self._pairs = None if alone else self._connect("pairs", self.members, lazy=False)
+
+    def _beside(self) -> GlooTransport:
+        return GlooTransport(
+            self.rank, self.world, dist.PrefixStore("lane", self.store), loopback=self._loopback,
+            members=self.members, messages=False, time_limit=self._limit.total_seconds(),
+        )  # fmt: skip
 
     def prepare(self, groups: Sequence[Group], pairs: Sequence[tuple[int, int]]) -> None:
         """Do nothing: a first contact on gloo blocks nobody."""

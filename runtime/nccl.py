@@ -26,6 +26,12 @@ class NcclTransport(DistributedTransport):
         self._pairs: dict[tuple[int, int, int], Any] = {}
         self._sent: list[tuple[Any, Tensor]] = []
 
+    def _beside(self) -> NcclTransport:
+        return NcclTransport(
+            self.rank, self.world, dist.PrefixStore("lane", self.store), device=self.device,
+            time_limit=self._limit.total_seconds(),
+        )  # fmt: skip
+
     def prepare(self, groups: Sequence[Group], pairs: Sequence[tuple[int, int]]) -> None:
         """Make the communicators of these groups and (source, target) pairs beforehand."""
         token = torch.zeros(1, device=self.device)

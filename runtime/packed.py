@@ -64,6 +64,11 @@ def all_gather(
     )
 
 
+def in_type(xs: Sequence[Tensor], dtype: torch.dtype | None) -> tuple[Tensor, ...]:
+    """The tensors in another type, if one is given."""
+    return tuple(xs) if dtype is None else tuple(x.to(dtype) for x in xs)
+
+
 def unpacked(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
     """The tensors that lie one after the other in a flat buffer."""
     pieces = flat.split([torch.Size(shape).numel() for shape in shapes])

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from plancc.ir.program import Accumulate, Bucket, Collective, Held, operands
 from plancc.passes.gradients.activity import Entry
+from plancc.passes.gradients.reduce import wire_of
 
 Key = tuple[Any, ...]
 
 
 def fuse_moves(
-    entries: Sequence[Entry], weights: Mapping[str, Held], unit_of: Callable[[str], str]
-) -> list[Entry]:
+    entries: Sequence[Entry], weights: Mapping[str, Held], unit_of: Callable[[str], str],
+    wires: Mapping[Any, torch.dtype],
+) -> list[Entry]:  # fmt: skip
     """Entries with the gatherings of a unit's weights made together where the first one stood, and the
     scatterings of their gradients where the last one stood. `unit_of` names the unit of a weight."""
     gathers: dict[Key, list[int]] = {}
@@ -35,11 +39,12 @@ def fuse_moves(
             gone.update(members)
             moved.setdefault(members[0], []).append(bucket(entries, members))
     for members in scatters.values():
-        if len(members) > 1:
+        wire = wire_of(wires, entries[members[0]][1].parts)  # type: ignore[union-attr]
+        if len(members) > 1 or wire is not None:
             sums = [taker[entries[i][1].out.name] for i in members]  # type: ignore[union-attr]
             gone.update(members, sums)
             last = max(members)
-            moved.setdefault(last, []).append(bucket(entries, members))
+            moved.setdefault(last, []).append(bucket(entries, members, wire))
             moved[last] += [entries[i] for i in sums]
     out: list[Entry] = []
     for index, entry in enumerate(entries):
@@ -54,7 +59,9 @@ def move_key(step: Collective, unit: str) -> Key:
     return (step.kind, step.out.stage, step.parts, step.out.dtype, unit)
 
 
-def bucket(entries: Sequence[Entry], members: Sequence[int]) -> Entry:
+def bucket(
+    entries: Sequence[Entry], members: Sequence[int], wire: torch.dtype | None = None
+) -> Entry:
     """One bucket of several moves."""
     steps = [entries[i][1] for i in members]
     found = [step for step in steps if isinstance(step, Collective)]
@@ -62,7 +69,7 @@ def bucket(entries: Sequence[Entry], members: Sequence[int]) -> Entry:
     first = found[0]
     return entries[members[0]][0], Bucket(
         first.kind, tuple(s.operand for s in found), tuple(s.out for s in found), moves,
-        first.parts, first.origin,
+        first.parts, first.origin, wire,
     )  # fmt: skip
 
 

@@ -10,9 +10,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from plancc.dsl.plan import Call, ResolvedPlan
 from plancc.ir.graph import Ref
 from plancc.ir.layout import Layout, Move, Stage, plan_moves
+from plancc.ir.mesh import mesh_of
 from plancc.ir.program import (
     Accumulate,
     Bucket,
@@ -48,6 +51,9 @@ class Buckets:
 
     names: Names
     limits: Mapping[Any, int] = field(default_factory=dict)  # (mesh, axis) -> bytes of a bucket
+    wires: Mapping[Any, torch.dtype] = field(
+        default_factory=dict
+    )  # (mesh, axis) -> type on the wire
     out: list[Entry] = field(default_factory=list)
 
     def run(self, paths: Sequence[Path], suffix: str) -> None:
@@ -61,7 +67,7 @@ class Buckets:
                     groups.setdefault(key, []).append(path)
             for (stage, kind, parts, _), members in groups.items():
                 limit = min(
-                    (self.limits.get((p.mesh, p.axis), BUCKET_BYTES) for p in parts),
+                    (self.limits.get((mesh_of(p.mesh), p.axis), BUCKET_BYTES) for p in parts),
                     default=BUCKET_BYTES,
                 )
                 for bucket in chunks(members, limit):
@@ -74,12 +80,19 @@ class Buckets:
             replace(p.held, name=self.names.fresh(f"{p.held.name}_{suffix}"), layout=m.after)
             for p, m in zip(paths, moves, strict=True)
         )
+        wire = wire_of(self.wires, parts) if suffix != "full" else None
         step = Bucket(
-            kind, tuple(p.held.name for p in paths), outs, moves, parts, Origin("", "", None)
+            kind, tuple(p.held.name for p in paths), outs, moves, parts, Origin("", "", None), wire
         )
         self.out.append(((stage,), step))
         for path, out in zip(paths, outs, strict=True):
             path.held = out
+
+
+def wire_of(wires: Mapping[Any, torch.dtype], parts: State) -> torch.dtype | None:
+    """The type in which gradients travel along `parts`, if the plan gives one."""
+    found = {wires.get((mesh_of(part.mesh), part.axis)) for part in parts}
+    return next(iter(found)) if len(found) == 1 else None
 
 
 def chunks(paths: Iterable[Path], limit: int) -> Iterable[list[Path]]:

@@ -123,6 +123,7 @@ class Reverse:
         step = Backward(
             tuple(map(self.now, outs)), tuple(given),
             tuple(self.now(leaf.name) for _, leaf in leaves), grads, segment.stage, origin,
+            tuple(segment.weights),
         )  # fmt: skip
         self.add(segment.stage, step)
         for ((name, state), _), held in zip(leaves, grads, strict=True):

@@ -39,6 +39,7 @@ class Segment:
     first: Compute
     leaves: dict[tuple[str, State], Held] = field(default_factory=dict)
     outs: list[str] = field(default_factory=list)
+    weights: dict[str, None] = field(default_factory=dict)
     last: int = 0
     open: bool = True
     region: Region | None = None
@@ -147,7 +148,10 @@ class Forward:
         renamed: dict[str, str] = {}
         for name in names:
             maker = self.made.get(name)
-            if maker is segment or self.is_direct(name):
+            if self.is_direct(name):
+                segment.weights[name] = None
+                continue
+            if maker is segment:
                 continue
             if maker is not None and maker.stage != segment.stage:
                 maker.open = False

@@ -13,12 +13,20 @@ import sympy
 import torch
 
 from plancc.codegen.names import part_text, plan_line, ranks_text, weight_key
-from plancc.codegen.sections import SILENT, effect, kept_values, section_results, taken
+from plancc.codegen.sections import (
+    SILENT,
+    as_bucket,
+    effect,
+    kept_values,
+    section_results,
+    taken,
+)
 from plancc.dsl.errors import Bug
 from plancc.ir.graph import Ref
 from plancc.ir.layout import CutLeaf, Layout, LocalTree, Part, Prod, Stage, Sum
 from plancc.ir.mesh import mesh_of
 from plancc.ir.program import (
+    Await,
     Backward,
     Bucket,
     Collective,
@@ -26,6 +34,7 @@ from plancc.ir.program import (
     Free,
     Held,
     Instruction,
+    Launch,
     Leaf,
     LocalDim,
     LocalRanges,
@@ -145,6 +154,8 @@ class _Emitter:
             self.merge(at, instruction)
         elif isinstance(instruction, Bucket):
             self.bucket(at, instruction)
+        elif isinstance(instruction, Launch):
+            self.launch(at, instruction)
         elif isinstance(instruction, (Send, Recv, Transfer)):
             self.transfer(at, instruction)
         else:
@@ -230,15 +241,16 @@ class _Emitter:
             call = f"r.backward({outs}, {given}, {leaves})"
             notes = "; ".join(self.note(held) for held in step.grads)
             self.line(f"{grads} = {call}" if grads else call, notes)
+        elif isinstance(step, Await):
+            outs = "".join(f"{held.name}, " for held in step.outs).rstrip()
+            self.line(f"{outs} = r.started.pop({step.handle!r}).wait()")
         elif isinstance(step, (TakeGrad, TakeSlice)):
             self.line(f"{step.out.name} = {taken(step, self.weights)}", self.note(step.out))
         else:
             self.line(effect(step, self.local, self.weights))
 
-    def bucket(self, at: int, step: Bucket) -> None:
-        """One move of several values."""
-        outs = "".join(f"{held.name}, " for held in step.outs).rstrip()
-        given = "".join(f"{self.local(name)}, " for name in step.operands).rstrip()
+    def bucket_call(self, at: int, step: Bucket, given: str) -> str:
+        """The call of one move of several values, after `comm.`."""
         dims = ""
         if step.kind != "all_reduce":
             layouts = [m.after if step.kind == "reduce_scatter" else m.before for m in step.moves]
@@ -247,8 +259,25 @@ class _Emitter:
                 for m, layout in zip(step.moves, layouts, strict=True)
             ]
             dims = f"({''.join(rows).rstrip()}), "
-        call = f"comm.{step.kind}_bucket(({given}), {dims}{self.parts(step.parts)}, at={at})"
-        self.line(f"{outs} = {call}")
+        wire = f", wire={self.argument(step.wire)}" if step.wire else ""
+        return f"{step.kind}_bucket(({given}), {dims}{self.parts(step.parts)}{wire}, at={at})"
+
+    def bucket(self, at: int, step: Bucket) -> None:
+        """One move of several values."""
+        outs = "".join(f"{held.name}, " for held in step.outs).rstrip()
+        given = "".join(f"{self.local(name)}, " for name in step.operands).rstrip()
+        self.line(f"{outs} = comm.{self.bucket_call(at, step, given)}")
+
+    def launch(self, at: int, step: Launch) -> None:
+        """A move that runs beside the computation."""
+        move, indent = as_bucket(step.step), ""
+        given = "".join(f"{self.local(name)}, " for name in move.operands).rstrip()
+        if step.takes:
+            self.line("if r.last:", "these gradients are complete")
+            given = "".join(f"{taken(take, self.weights)}, " for take in step.takes).rstrip()
+            indent = INDENT
+        call = self.bucket_call(at, move, given)
+        self.line(f"{indent}r.started[{step.handle!r}] = comm.start.{call}")
 
     def merge(self, at: int, step: Merge) -> None:
         heads = self.size(step.out.layout.dims[1], True)

@@ -9,6 +9,9 @@ from plancc.codegen.names import weight_key
 from plancc.dsl.errors import Bug
 from plancc.ir.program import (
     Accumulate,
+    Await,
+    Bucket,
+    Collective,
     RankProgram,
     Recording,
     Release,
@@ -20,7 +23,7 @@ from plancc.ir.program import (
     produced,
 )
 
-SILENT = (TakeGrad, TakeSlice, Recording, Store, Release, Restore)
+SILENT = (TakeGrad, TakeSlice, Recording, Store, Release, Restore, Await)
 """Instructions of no module: no comment says where they come from."""
 
 
@@ -30,6 +33,14 @@ def taken(step: TakeGrad | TakeSlice, keys: Mapping[str, str]) -> str:
     if isinstance(step, TakeSlice):
         return f"p[{key!r}]"
     return f"r.gradient_slice({key!r})" if step.sliced else f"r.gradient(w[{key!r}])"
+
+
+def as_bucket(step: Collective | Bucket) -> Bucket:
+    """A single move as a bucket of one."""
+    if isinstance(step, Bucket):
+        return step
+    assert step.move is not None
+    return Bucket(step.kind, (step.operand,), (step.out,), (step.move,), step.parts, step.origin)
 
 
 def effect(step: Any, local: Callable[[str], str], keys: Mapping[str, str]) -> str:

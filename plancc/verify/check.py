@@ -13,7 +13,7 @@ from torch import Tensor
 
 from plancc.compiler import Compiled
 from plancc.ir.graph import Graph
-from plancc.ir.program import Bucket, Collective, Transfer
+from plancc.ir.program import Bucket, Collective, Launch, Transfer
 from plancc.passes.base import Unit
 from plancc.passes.check_programs import LOCAL
 from plancc.runtime.artifact import Artifact, load_artifact
@@ -237,7 +237,8 @@ def count_moves(unit: Unit) -> dict[str, int]:
     entries = list(unit.instructions)
     if unit.training is not None:
         entries += [*unit.training.backward, *unit.training.reduce, *unit.training.refresh]
-    for _, step in entries:
+    for _, given in entries:
+        step = given.step if isinstance(given, Launch) else given
         if isinstance(step, Transfer):
             found["transfer"] = found.get("transfer", 0) + 1
         elif isinstance(step, Bucket) or (isinstance(step, Collective) and step.kind not in LOCAL):

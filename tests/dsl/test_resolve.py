@@ -189,9 +189,7 @@ def test_crlf(tmp_path: Path) -> None:
 
 UNSUPPORTED = {
     "fa_pool": set(),
-    "fsdp": {"training", "placing params", "placing grads", "placing optim",
-             "a comm line for tensors", "a choice of collective",
-             "prefetching", "freeing of parameters", "recomputation"},
+    "fsdp": set(),
     "deepseek_ep": {"expert routing with split tokens", "balancing of experts", "spare experts",
                     "a choice of collective", "a wire type",
                     "a layout other than contiguous (keys: or zigzag)",
