@@ -44,7 +44,9 @@ def three(dp: int, pp: int, tp: int, line: str, sequence: bool = False) -> str:
     )
 
 
-def beside(line: str, pp: int = 2, rule: str = "split heads over hp", first: int | None = None) -> str:
+def beside(
+    line: str, pp: int = 2, rule: str = "split heads over hp", first: int | None = None
+) -> str:
     """Attention of all layers on a mesh that is not part of the pipeline."""
     at = pp if first is None else first
     return (
