@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from plancc.codegen.manifest import program_json, write_artifact
 from plancc.codegen.python import emit_program
+from plancc.codegen.rows import batch_cuts
 from plancc.compiler import Compiled, Watch, compile_graph
 from plancc.dsl import Diagnostic, load_plan
 from plancc.dsl.errors import PlanError
@@ -132,7 +133,7 @@ def wanted_phases(plan: ResolvedPlan, for_: str | None) -> tuple[str, ...] | Non
 
 
 def training_facts(module: nn.Module, compiled: Compiled) -> dict[str, Any]:
-    """What a training artifact records: how the loss comes about, the vocabulary, unused dropout."""
+    """What a training artifact records: its kind of loss, vocabulary, unused dropout, rows it reads."""
     if all(unit.graph.phase != "train" for unit in compiled.units):
         return {}
     from plancc.passes.capture.dropout import dropout_in
@@ -142,6 +143,7 @@ def training_facts(module: nn.Module, compiled: Compiled) -> dict[str, Any]:
         "loss": loss_kind(compiled.graph),
         "vocab": int(logits.shape[2]) if logits is not None else None,
         "dropout": [[path, p] for path, p in dropout_in(module)],
+        "rows": batch_cuts(compiled.sets),
     }
     return {"training": row}
 

@@ -19,9 +19,10 @@ from plancc.runtime.checkpoint import Checkpoint
 from plancc.runtime.deploy import Deployment
 from plancc.runtime.failure import Describe
 from plancc.runtime.local import run_local
+from plancc.runtime.training.feed import Feed, feed_of_rank
 from plancc.runtime.training.job import Job
 from plancc.runtime.training.journal import Journal, line
-from plancc.runtime.training.loop import WHERE, Feed, Outcome, Row, Training
+from plancc.runtime.training.loop import WHERE, Outcome, Row, Training
 from plancc.runtime.transport import Transport
 
 OnRow = Callable[[Row], None]
@@ -99,7 +100,9 @@ def one_rank(
 ) -> Outcome:
     """Run one rank of many processes; rank 0 writes the log."""
     checkpoint = resumed(job)
-    feed = Feed(job.batches(checkpoint.state["data"] if checkpoint else None))
+    feed = feed_of_rank(
+        artifact, job, transport.rank, checkpoint.state["data"] if checkpoint else None
+    )
     with journal_of(job, checkpoint, transport.rank == 0) as write:
 
         def told(row: Row) -> None:

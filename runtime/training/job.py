@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,13 @@ class Job:
         """What makes ids of the texts."""
         return FolderTokens(self.tokenizer) if self.tokenizer else ByteTokens()
 
-    def batches(self, state: Mapping[str, Any] | None = None) -> Batches:
-        """The data, from its begin or from a saved state."""
+    def batches(
+        self, state: Mapping[str, Any] | None = None, rows: Sequence[int] | None = None
+    ) -> Batches:
+        """The data (some rows of each batch, or all), from its begin or from a saved state."""
         return Batches(
             open_corpus(self.data), self.tokens(), batch=self.batch, seq_len=self.seq_len,
-            seed=self.seed, epochs=self.epochs, state=state,
+            seed=self.seed, epochs=self.epochs, state=state, rows=rows,
         )  # fmt: skip
 
     @property

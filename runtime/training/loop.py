@@ -18,10 +18,10 @@ from torch import Tensor
 
 from plancc.runtime.artifact import Artifact
 from plancc.runtime.checkpoint import Checkpoint, CheckpointError, save_checkpoint
-from plancc.runtime.data import Batches
 from plancc.runtime.optimizer import NonFinite, Owned, RankOptimizer, StepReport
 from plancc.runtime.training import state as saved_state
 from plancc.runtime.training.exact import ExactRunner
+from plancc.runtime.training.feed import Feed
 from plancc.runtime.training.job import Job, facts_of
 from plancc.runtime.transport import Transport
 
@@ -59,24 +59,6 @@ class Outcome:
     def json(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)
-
-
-class Feed:
-    """Batches by step, for all ranks of this process: each is read once."""
-
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
-        self.last: tuple[int, tuple[Tensor, Tensor]] | None = None
-
-    def ready(self, step: int) -> bool:
-        """Whether there is a batch for a step: the one read last, or the next."""
-        return (self.last is not None and self.last[0] == step) or self.batches.ready()
-
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of a step; ranks are at most one step apart."""
-        if self.last is None or self.last[0] != step:
-            self.last = (step, next(self.batches))
-        return self.last[1]
 
 
 class Training:
@@ -149,10 +131,15 @@ class Training:
         return self.outcome(STOPPED if signal else DONE, signal)
 
     def goes_on(self) -> bool:
-        """Whether there is a next step."""
+        """Whether there is a next step; where the data may end, all ranks say so."""
         most = self.job.steps
+        if most is not None and self.step >= most:
+            return False
         self.transport.set_position(READ)
-        return (most is None or self.step < most) and self.feed.ready(self.step)
+        ready = self.feed.ready(self.step)
+        if self.job.epochs is None:
+            return ready
+        return not self.sum_all(torch.tensor([0.0 if ready else 1.0]), STEP).any()
 
     def train_step(self) -> int:
         """One step on the next batch; the signal that any rank has got, or 0.
@@ -211,19 +198,20 @@ class Training:
         if job.checkpoint is None or self.saved_at == self.step:
             return
         rank = self.transport.rank
+        data = self.feed.state(self.transport, self.sum_all, SAVE)
         brought = saved_state.pieces(
             self.slices, self.optimizer, self.names, rank,
             lambda: saved_state.untrained(self.artifact, self.row, self.source),
         )  # fmt: skip
         done = save_checkpoint(
-            job.checkpoint, self.step, brought, self.state() if rank == 0 else {}, rank=rank,
+            job.checkpoint, self.step, brought, self.state(data) if rank == 0 else {}, rank=rank,
             world=self.transport.world, keep=job.keep,
             barrier=lambda: self.transport.barrier(self.everyone, SAVE),
         )  # fmt: skip
         self.good, self.saved_at = str(done.path), self.step
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint says of the run."""
+    def state(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """What a checkpoint says of the run; `data` is the place in it."""
         manifest = self.artifact.manifest
         return {
             "schema": saved_state.SCHEMA, "step": self.step, "loss": self.loss,
@@ -231,7 +219,7 @@ class Training:
             "plan": manifest["plan"], "plan_hash": manifest["files"]["resolved-plan.json"],
             "model": manifest["model"], "weights": manifest["weights"],
             "run": facts_of(self.job), "spec": json.loads(self.job.spec.to_json()),
-            "data": self.feed.batches.state(),
+            "data": data,
         }  # fmt: skip
 
     def explained(self, problem: NonFinite) -> str:

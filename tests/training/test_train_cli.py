@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -213,6 +214,45 @@ def test_a_loss_that_is_not_finite(say: Say, tmp_path: Path) -> None:
     assert code == 3 and "step 2: the loss is nan" in err
     assert "the last good checkpoint is" in err and "Traceback" not in err
     assert (tmp_path / "run" / "latest").exists()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_full_disk(say: Say, tmp_path: Path, monkeypatch: Any, whole: bool) -> None:
+    """A checkpoint that cannot be saved ends the run; the one before is kept, named and good."""
+    from plancc.runtime.checkpoint import save
+
+    write, run = save.write_safetensors, tmp_path / "run"
+
+    def full(path: Path, *given: Any) -> Any:
+        if "step-00000004" in str(path) and (whole or "rank-00001" in str(path)):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, *given)
+
+    monkeypatch.setattr(save, "write_safetensors", full)
+    words = ("train", artifact("dp2"), *DATA, "--checkpoint", run, "--checkpoint-every", 2)
+    code, _, err = say(*words, "--steps", 9)
+    assert code == 3 and "No space left on device" in err and "step 4" in err
+    assert f"the last good checkpoint is {run}/step-00000002" in err
+    assert sorted(p.name for p in run.iterdir()) == ["latest", "step-00000002"]
+    monkeypatch.undo()
+    code, out, _ = say("train", artifact("dp2"), "--resume", run, "--json")
+    assert code == 0 and json.loads(out)["steps"] == 9
+
+
+def test_under_torchrun(tmp_path: Path) -> None:
+    """One rank a process; rank 0 tells, writes and exports."""
+    log, run, out = tmp_path / "log", tmp_path / "run", tmp_path / "w.safetensors"
+    words = [artifact("dp2_tp2"), *DATA, "--steps", 4, "--backend", "gloo", "--checkpoint", run]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4",
+         "-m", "plancc", "train", *map(str, words), "--log-file", log, "--export", out],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=180,
+        cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("4 steps, loss") == 1 and out.is_file()
+    assert [row["step"] for row in rows_of(log)] == [1, 2, 3, 4]
+    assert (run / "latest").read_text().strip() == "step-00000004"
 
 
 def test_broken_data_in_the_middle(say: Say, tmp_path: Path) -> None:

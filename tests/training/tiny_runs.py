@@ -32,6 +32,15 @@ DATA_ONLY = (
     "plan data, edition 1\nparam dp = 3 in 1..8\nmesh base[dp = dp] on local\n"
     "place ** on base { split batch over dp }\n"
 )
+BOTH = """plan both, edition 1
+mesh base[dp = 2, pp = 2] on local
+place ** on base   { split batch over dp }
+place layers.*     { split layers over pp }
+place embed_tokens on base[pp = 0]
+place norm         on base[pp = -1]
+place lm_head      on base[pp = -1]
+pipeline over base.pp { schedule = "GPipe"; microbatches = 2 }
+"""
 PLANS = {
     "alone": (ALONE, {}),
     "tp2": ((ROOT / "examples" / "tp.plan").read_text(), {"tp": "2"}),
@@ -40,6 +49,7 @@ PLANS = {
     "dp3": (DATA_ONLY, {"dp": "3"}),
     "dp2_tp2": ((ROOT / "examples" / "dp_tp.plan").read_text(), {}),
     "pp3": (PIPELINE, {}),
+    "dp2_pp2": (BOTH, {}),
 }
 
 
