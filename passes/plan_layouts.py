@@ -18,6 +18,7 @@ from plancc.ir.shape import Binding, NamedGraph, Operand, leaves
 from plancc.passes.base import MergeStep, NodeLayout, Placed, Unit
 from plancc.passes.cut_keys import cut_positions, key_label, merge_steps
 from plancc.passes.cut_together import cut_together
+from plancc.passes.cut_twice import may_clash, report_stored, report_twice
 
 Active = Mapping[tuple[str, int], tuple[Part, ...]]
 """(row label, leaf id) -> the parts that cut it at this node."""
@@ -34,7 +35,8 @@ class PlanLayouts:
         assert unit.named is not None
         users = Counter(ref for node in unit.graph.nodes for ref in node.refs())
         users.update(unit.graph.outputs.values())
-        work = _Planner(unit.named, users, unit.world)
+        report_stored(unit.named, unit.param_rules, report)
+        work = _Planner(unit.named, users, unit.world, report)
         for node in unit.graph.nodes:
             placed = unit.places.get(node.name)
             if placed is not None:
@@ -43,7 +45,10 @@ class PlanLayouts:
 
 
 class _Planner:
-    def __init__(self, named: NamedGraph, users: Counter[str], world: World) -> None:
+    def __init__(
+        self, named: NamedGraph, users: Counter[str], world: World, report: Report
+    ) -> None:
+        self.report = report
         self.named = named
         self.world = world
         self.users = users
@@ -57,6 +62,10 @@ class _Planner:
             **cut_together(binding, placed, self.named),
         }
         keys = cut_positions(binding, placed, self.named)
+        if may_clash(active):
+            values = (*binding.operands, *binding.outs)
+            wanted = {one.value: self.layout(one, active) for one in values}
+            report_twice(wanted, placed, self.named, self.report)
         contracted = contracted_parts(binding, active)
         joins: tuple[Part, ...] = ()
         if any(rule.startswith("joined:") for rule in binding.rules):
