@@ -12,7 +12,12 @@ from tiny_runs import artifact, tensors, train
 from plancc.runtime.artifact import load_artifact
 
 CLOSE = 1e-9
+PAIRS = [
+    ("tp2", "dp2"), ("tp3", "pp3"), ("pp3", "dp2_tp2"), ("zero1", "tp2"), ("tp2", "zero3"),
+    ("zero3", "zero2"), ("fsdp", "pp3"),
+]  # fmt: skip
 STEPS = 70
+FEW = ["tp2", "tp3", "dp2", "dp2_tp2", "pp3"]
 
 
 def apart(a: tuple[float, ...], b: tuple[float, ...]) -> float:
@@ -35,7 +40,7 @@ def test_the_loss_falls(curve: tuple[float, ...]) -> None:
     assert 5 < first < 8 and last < 3 and math.isfinite(last)
 
 
-@pytest.mark.parametrize("name", ["tp2", "tp3", "dp2", "dp3", "dp2_tp2", "pp3"])
+@pytest.mark.parametrize("name", [*FEW, "dp3", "zero1", "zero2", "zero3", "fsdp"])
 def test_every_plan_gives_the_same_curve(name: str, curve: tuple[float, ...]) -> None:
     """float64: the same but for the order of sums."""
     assert apart(curve, train(name, steps=STEPS, clip=1.0).losses) < CLOSE
@@ -54,7 +59,7 @@ def test_processes_give_the_same_curve(name: str, curve: tuple[float, ...]) -> N
     assert apart(curve, found.losses) < CLOSE
 
 
-@pytest.mark.parametrize("name", ["tp3", "dp2", "pp3", "dp2_tp2"])
+@pytest.mark.parametrize("name", ["tp3", "dp2", "pp3", "dp2_tp2", "zero1", "zero2", "fsdp"])
 def test_resume_is_bit_exact(name: str, tmp_path: Path) -> None:
     """The same losses, weights and optimizer states, bit by bit."""
     usual = {"schedule": "cosine", "warmup": 3, "weight_decay": 0.1, "clip": 0.5}
@@ -68,7 +73,7 @@ def test_resume_is_bit_exact(name: str, tmp_path: Path) -> None:
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
-@pytest.mark.parametrize(("first", "second"), [("tp2", "dp2"), ("tp3", "pp3"), ("pp3", "dp2_tp2")])
+@pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_another_plan_goes_on(
     first: str, second: str, tmp_path: Path, curve: tuple[float, ...]
 ) -> None:
@@ -87,7 +92,7 @@ def test_resume_between_backends(tmp_path: Path, curve: tuple[float, ...]) -> No
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("name", ["alone", "dp2_tp2", "pp3"])
+@pytest.mark.parametrize("name", ["alone", "dp2_tp2", "pp3", "zero2", "zero3"])
 def test_mixed_precision_learns(
     name: str, precision: str, tmp_path: Path, curve: tuple[float, ...]
 ) -> None:

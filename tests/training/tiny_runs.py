@@ -41,6 +41,11 @@ place norm         on base[pp = -1]
 place lm_head      on base[pp = -1]
 pipeline over base.pp { schedule = "GPipe"; microbatches = 2 }
 """
+ZERO = (
+    "plan zero, edition 1\nmodel m {{ mode = train }}\nmesh base[dp = 3] on local\n"
+    "place ** on base {{ split batch over dp }}\nplace ** {{ split {0} over dp }}\n"
+)
+FSDP = (ROOT / "examples" / "fsdp.plan").read_text()
 PLANS = {
     "alone": (ALONE, {}),
     "tp2": ((ROOT / "examples" / "tp.plan").read_text(), {"tp": "2"}),
@@ -50,6 +55,10 @@ PLANS = {
     "dp2_tp2": ((ROOT / "examples" / "dp_tp.plan").read_text(), {}),
     "pp3": (PIPELINE, {}),
     "dp2_pp2": (BOTH, {}),
+    "zero1": (ZERO.format("optim"), {}),
+    "zero2": (ZERO.format("grads, optim"), {}),
+    "zero3": (ZERO.format("params, grads, optim"), {}),
+    "fsdp": (FSDP, {}),
 }
 
 
