@@ -13,8 +13,10 @@ from plancc.dsl.diagnostics import Report
 from plancc.ir.layout import Stage
 from plancc.ir.mesh import mesh_of
 from plancc.ir.program import (
+    Await,
     Compute,
     Instruction,
+    Launch,
     Recording,
     Recv,
     Send,
@@ -88,12 +90,12 @@ def entry_depths(entries: Entries, fixed: Mapping[Stage, int], *, back: bool) ->
     found: list[int | None] = []
     for _, step in entries:
         stage = place_of(step)
-        known = [made[name] for name in operands(step) if name in made]
+        known = [made[name] for name in reads(step) if name in made]
         depth = fixed.get(stage, last(known) if known else None)
-        if depth is None and isinstance(step, TakeGrad):
+        if depth is None and (isinstance(step, TakeGrad) or getattr(step, "takes", ())):
             depth = reached.get(stage)
         if depth is not None:
-            made.update((held.name, depth) for held in produced(step))
+            made.update(dict.fromkeys(makes(step), depth))
             reached[stage] = last(reached.get(stage, depth), depth)
         found.append(depth)
     wanted: dict[str, int] = {}
@@ -103,7 +105,7 @@ def entry_depths(entries: Entries, fixed: Mapping[Stage, int], *, back: bool) ->
         step, depth = entries[at][1], found[at]
         stage = place_of(step)
         if depth is None:
-            uses = [wanted[held.name] for held in produced(step) if held.name in wanted]
+            uses = [wanted[name] for name in makes(step) if name in wanted]
             depth = first(uses) if uses else ahead.get(stage, 0)
             if isinstance(step, Send):
                 depth = arrives[step.edge.index]
@@ -111,9 +113,21 @@ def entry_depths(entries: Entries, fixed: Mapping[Stage, int], *, back: bool) ->
         if isinstance(step, Transfer):
             arrives[step.edge.index] = depth
         ahead[stage] = depth
-        for name in operands(step):
+        for name in reads(step):
             wanted[name] = first(wanted.get(name, depth), depth)
     return recorded(entries, [depth or 0 for depth in found])
+
+
+def reads(step: Instruction) -> tuple[str, ...]:
+    """The values that an entry uses, and the started move that it awaits."""
+    return (step.handle,) if isinstance(step, Await) else operands(step)
+
+
+def makes(step: Instruction) -> tuple[str, ...]:
+    """The values that an entry gives, or the move that it starts."""
+    if isinstance(step, Launch):
+        return (step.handle,)
+    return tuple(held.name for held in produced(step))
 
 
 def recorded(entries: Entries, depths: list[int]) -> tuple[int, ...]:
@@ -210,11 +224,12 @@ def late_weights(unit: Unit, cut: Cut) -> Cut:
     """The entries with the weights' part of linear layers left to the W actions of the schedule.
 
     Only of weights that are used as they are and whose gradient stays on the rank until the end of the
-    step: those that are gathered, moved or scattered after each micro-batch are computed at once.
+    step: those that are gathered or moved, or whose gradients are reduced on the way, are computed at once.
     """
     assert unit.training is not None
-    taken = {step.weight for _, step in unit.training.backward if isinstance(step, TakeGrad)}
-    direct = set(unit.training.gradients) - taken
+    taken = [step for _, step in unit.training.backward if isinstance(step, TakeGrad)]
+    taken += [take for _, s in unit.training.backward if isinstance(s, Launch) for take in s.takes]
+    direct = set(unit.training.gradients) - {take.weight for take in taken}
 
     def late(step: Instruction) -> Instruction:
         if not isinstance(step, Compute) or step.target != LINEAR:

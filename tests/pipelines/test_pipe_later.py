@@ -138,3 +138,16 @@ def test_pieces_of_weights_wait() -> None:
     lowered = trained(three(1, 2, 2, schedule("zero_bubble", 2)))
     assert texts(lowered).count("ops.linear_later(") == 4 * LINEARS + 1
     assert lowered.verify().ok
+
+
+def test_gradients_summed_on_the_way_are_computed_at_once() -> None:
+    """Buckets that start in the backward of the last micro-batch need gradients that are complete then."""
+    overlap = "comm grads over base.dp { overlap = async(bucket = 1MB) }\n"
+    text = three(2, 2, 1, schedule("zero_bubble", 3)).replace(
+        HEAD, f"{HEAD}model m {{ mode = train }}\n"
+    )
+    lowered = trained(text + overlap)
+    assert "r.last" in texts(lowered) and "linear_later" not in texts(lowered)
+    assert lowered.verify().ok
+    rows = ("F0 F1 F2 B2 I0 W0 B1", "F0 F1 F2 B2 B0 B1")
+    assert trained(text.replace(schedule("zero_bubble", 3), table(*rows)) + overlap).verify().ok
