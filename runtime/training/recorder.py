@@ -74,14 +74,21 @@ class Recorder(View):
             weight.copy_(x)
 
     def release(self, x: Tensor) -> None:
-        """Give the memory of a gathered weight back; recorded segments still refer to it."""
-        x.untyped_storage().resize_(0)
+        """Give the memory of a gathered weight back; recorded segments still refer to it.
+
+        A view of something larger stays as it is.
+        """
+        storage = x.untyped_storage()
+        if storage.nbytes() == x.numel() * x.element_size():
+            storage.resize_(0)
 
     def restore(self, x: Tensor, source: Tensor) -> None:
         """Fill a released weight again."""
-        x.untyped_storage().resize_(x.numel() * x.element_size())
-        with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(x):
-            x.copy_(source)
+        storage = x.untyped_storage()
+        if storage.nbytes() == 0:
+            storage.resize_(x.numel() * x.element_size())
+            with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(x):
+                x.copy_(source)
 
     def record(self, on: bool) -> None:
         """Record computation from here on, or not."""

@@ -42,6 +42,17 @@ place layers.* { split batch over a (block = balanced) }
 place layers.1 { split seq over a }
 """,
     ),
+    # a gathered weight of which a rank keeps a strided view was given back, and too little came again
+    "a_view_of_a_gathered_weight": (
+        "phi",
+        """
+mesh m0[a = 3, b = 2] on local[0:6]
+place ** on m0
+place layers.*.self_attn { split heads over b }
+place layers.*.self_attn.dense.weight { split heads over a }
+place layers.* { split heads over a, b (block = balanced) }
+""",
+    ),
 }
 
 
