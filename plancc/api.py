@@ -19,7 +19,7 @@ from plancc.dsl import Diagnostic, load_plan
 from plancc.dsl.errors import PlanError
 from plancc.dsl.plan import ResolvedPlan
 from plancc.ir.graph import Graph
-from plancc.models import LoadedModel, in_dtype, load_model
+from plancc.models import LoadedModel, ModelError, in_dtype, load_model
 from plancc.passes.capture import capture
 from plancc.passes.derive_training import NotTrainable, logits_of, loss_kind
 from plancc.runtime.artifact import Artifact, ArtifactError, load_artifact
@@ -88,12 +88,14 @@ def compile(
     resolved, report = load_plan(plan, dict(sets or {}))
     if resolved is None:
         raise PlanError(report.diagnostics)
+    phases = phases if phases is not None else wanted_phases(resolved, for_)
+    if dtype is not None and tuple(phases or ()) != ("train",):
+        raise ModelError("only training programs are compiled in another dtype than the model's")
     loaded = model if isinstance(model, str) else None
     found = load_model(loaded, dict(model_args or {}), dtype) if loaded else None
     module = found.module if found else model
     assert isinstance(module, nn.Module)
     graph = capture(module if found else in_dtype(module, dtype))
-    phases = phases if phases is not None else wanted_phases(resolved, for_)
     compiled = compile_graph(resolved, graph, report, phases=phases, watch=watch)
     spec, stored = weight_spec(module, graph, found, weights)
     origin = {"plan_file": str(Path(plan).resolve()), "sets": dict(sets or {})}

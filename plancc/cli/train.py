@@ -140,10 +140,14 @@ def wrong_words(args: argparse.Namespace) -> str | None:
     if (Path(args.plan) / "manifest.json").is_file():
         if args.sets or args.weights:
             return "--set and --weights are compiled in: give them to compile"
+        if args.model or args.model_args:
+            return "--model goes with a plan: an artifact has its own"
     elif not args.model and Path(args.plan).is_file():
         return "a plan needs --model"
     if args.resume is True and not args.checkpoint:
         return "--resume needs a folder, or --checkpoint DIR"
+    if args.resume and args.weights:
+        return "--resume takes the weights of the checkpoint: leave --weights out"
     if not args.resume and not args.data:
         return "--data is missing: files to train on"
     if not args.resume and args.steps is None and args.epochs is None:

@@ -88,6 +88,9 @@ def test_bf16_programs(say: Say, tmp_path: Path) -> None:
     code, _, err = say("train", out, *DATA, "--steps", 2, "--precision", "fp32")
     assert code == 1 and "compiled in bf16, not fp32" in err
     assert say("verify", out)[0] == 0
+    words = ("compile", plan_file("alone"), *WORDS, "--precision", "bf16", "-o", tmp_path / "no")
+    code, _, err = say(*words)
+    assert code == 1 and "only training programs" in err and not (tmp_path / "no").exists()
 
 
 WRONG = [
@@ -110,6 +113,7 @@ WRONG = [
     ([*DATA, "--steps", "2", "--export", "no/such/file"], 1, "there is no such folder"),
     (["--data", "nowhere", "--steps", "2"], 1, "nowhere: no such file"),
     ([*DATA, "--steps", "2", "--set", "pp=2"], 2, "compiled in"),
+    ([*DATA, "--steps", "2", "--model", "m.py:m"], 2, "--model goes with a plan"),
 ]
 
 
