@@ -1,21 +1,17 @@
 """Estimate the peak memory of every class of ranks and hold it against the budgets (P602).
 
 Weights are exact for the largest share; activations follow the order of instructions and frees;
-the KV cache counts every position of the largest declared input.
+the KV cache counts every position of the largest declared input. For training see estimate_training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import sympy
-
 from plancc.dsl.diagnostics import Report
 from plancc.dsl.plan import ResolvedPlan
-from plancc.ir.graph import BATCH, PAST, TOKENS, Size
-from plancc.ir.layout import APPEND_BLOCK, CutLeaf, Layout, LocalTree, Part, Prod
+from plancc.ir.graph import BATCH, PAST, TOKENS
 from plancc.ir.mesh import mesh_of
 from plancc.ir.program import (
     Compute,
@@ -28,22 +24,30 @@ from plancc.ir.program import (
     produced,
 )
 from plancc.passes.base import Unit
+from plancc.passes.estimate_training import activations, gradient_bytes, optimizer_bytes
+from plancc.passes.value_sizes import held_bytes, layout_elements
+
+__all__ = ["EstimateMemory", "Memory", "held_bytes", "layout_elements", "program_memory"]
 
 CACHE, SLICE = "plancc.cache_append.default", "aten.slice.Tensor"
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes on the fullest rank of one class."""
+    """Bytes on the fullest rank of one class; `kept` of the activations wait for backwards to come."""
 
     weights: int
     cache: int
     activations: int
+    gradients: int = 0
+    optimizer: int = 0
+    kept: int = 0
+    microbatches: int = 0  # of which activations are kept
 
     @property
     def total(self) -> int:
-        """All three together."""
-        return self.weights + self.cache + self.activations
+        """All together."""
+        return self.weights + self.cache + self.activations + self.gradients + self.optimizer
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,12 @@ def program_memory(program: RankProgram, programs: ProgramSet, largest: tuple[in
     micro = -(-batch // max(1, min(programs.microbatches, batch)))
     env = {BATCH: micro, TOKENS: new, PAST: seq - new}
     weights = sum(held_bytes(w.held, env) for w in program.weights)
+    if program.sections:
+        found = activations(program, programs, env)
+        return Memory(
+            weights, 0, found.kept + found.transient, gradient_bytes(program, env),
+            optimizer_bytes(program, env), found.kept, found.microbatches,
+        )  # fmt: skip
     cache = sum(held_bytes(held, {**env, BATCH: batch}) for held in cached(program))
     live, size, peak = {}, 0, 0
     skip = {held.name for held in cached(program)}
@@ -134,48 +144,6 @@ def cached(program: RankProgram) -> list[Held]:
     ]
 
 
-def held_bytes(held: Held, env: Mapping[sympy.Symbol, int]) -> int:
-    """Bytes of a value on the rank with the largest share."""
-    return layout_elements(held.layout, env) * held.dtype.itemsize
-
-
-def layout_elements(layout: Layout, env: Mapping[sympy.Symbol, int]) -> int:
-    """Elements on the rank with the largest share."""
-    total = 1
-    for dim in layout.dims:
-        total *= tree_size(dim, env)
-    return total
-
-
-def tree_size(tree: LocalTree, env: Mapping[sympy.Symbol, int]) -> int:
-    """The largest local size of one dim."""
-    if isinstance(tree, CutLeaf):
-        size = size_of(tree.size, env)
-        for part in tree.parts:
-            size = share_of(size, part)
-        return size
-    total = 1 if isinstance(tree, Prod) else 0
-    for kid in tree.kids:
-        inner = tree_size(kid, env)  # type: ignore[arg-type]
-        total = total * inner if isinstance(tree, Prod) else total + inner
-    return total
-
-
-def share_of(size: int, part: Part) -> int:
-    """The largest share of one rank; owners of cached positions also take turns at blocks of new ones."""
-    rule, _, first = part.rule.partition("+")
-    fine = 2 if first == "zigzag" else 1
-    most = fine * -(-size // (fine * part.count))
-    return min(size, most + APPEND_BLOCK - 1) if rule == "owned" else most
-
-
-def size_of(size: Size, env: Mapping[sympy.Symbol, int]) -> int:
-    """A global size with numbers for its symbols."""
-    if isinstance(size, int):
-        return size
-    return env[size] if size in env else int(size.subs(env))
-
-
 def over(
     report: Report, unit: Unit, program: RankProgram, memory: Memory,
     given: tuple[int, int], budget: int,
@@ -190,12 +158,32 @@ def over(
         f"{gigabytes(memory.total - budget)} over its budget",
         setting.span if setting else mesh.span, label=gigabytes(budget),
         notes=[
-            f"weights {gigabytes(memory.weights)}, kv_cache {gigabytes(memory.cache)} "
-            f"(batch {batch} x seq_len {seq}), activations {gigabytes(memory.activations)}",
+            parts_text(memory, f"batch {batch} x seq_len {seq}", unit.training is not None),
             f"{unit.graph.phase} of {program.name}, variant {unit.variant.text}",
         ],
-        help=["cut the weights or the cache over more devices, or lower the declared batch or seq_len"],
+        help=[
+            "split params, grads, optim over more devices, recompute, or lower the declared batch or seq_len"
+            if unit.training is not None
+            else "cut the weights or the cache over more devices, or lower the declared batch or seq_len"
+        ],
     )  # fmt: skip
+
+
+def parts_text(memory: Memory, given: str, training: bool) -> str:
+    """What takes the room, for inputs of `given` size."""
+    weights = f"weights {gigabytes(memory.weights)}"
+    if not training:
+        return (
+            f"{weights}, kv_cache {gigabytes(memory.cache)} ({given}), "
+            f"activations {gigabytes(memory.activations)}"
+        )
+    plural = "es" if memory.microbatches != 1 else ""
+    return (
+        f"{weights}, gradients {gigabytes(memory.gradients)}, optimizer "
+        f"{gigabytes(memory.optimizer)} (Adam in fp32), activations {gigabytes(memory.kept)} kept for "
+        f"{memory.microbatches} micro-batch{plural} ({given}) "
+        f"and {gigabytes(memory.activations - memory.kept)} at work"
+    )
 
 
 def gigabytes(count: float) -> str:

@@ -7,12 +7,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from plancc.compiler import Compiled
+from plancc.dsl.plan import ResolvedPlan
 from plancc.ir.graph import BATCH, PAST, TOKENS
 from plancc.ir.layout import Part
-from plancc.ir.program import Collective, Merge, Transfer, produced
+from plancc.ir.program import (
+    Bucket,
+    Collective,
+    Instruction,
+    Launch,
+    Merge,
+    Transfer,
+    produced,
+)
+from plancc.ir.schedule import (
+    bubble_share,
+    draw_schedule,
+    find_problems,
+    makespan,
+    peak_activations,
+)
 from plancc.passes.base import Unit
 from plancc.passes.check_programs import LOCAL
 from plancc.passes.estimate_memory import (
+    Memory,
     gigabytes,
     held_bytes,
     largest_inputs,
@@ -20,6 +37,7 @@ from plancc.passes.estimate_memory import (
     program_memory,
 )
 from plancc.passes.match_targets import Modules
+from plancc.passes.plan_schedule import pipeline_schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +64,7 @@ def explain(compiled: Compiled) -> dict[str, Any]:
             {"index": v.index, "guard": v.text, "phase": v.phase} for v in compiled.plan.variants
         ],
         "phases": [phase_facts(unit) for unit in compiled.units],
+        "schedule": schedule_facts(compiled.plan),
         "notes": [*compiled.notes, *(n.text for n in compiled.named.notes)],
     }
 
@@ -67,11 +86,45 @@ def phase_facts(unit: Unit) -> dict[str, Any]:
             {
                 "class": program.name, "ranks": len(program.ranks), "weights": m.weights,
                 "cache": m.cache, "activations": m.activations, "total": m.total,
+                **training_memory(unit, m),
             }
             for program in unit.programs.programs
             for m in (program_memory(program, unit.programs, largest),)
         ],
     }  # fmt: skip
+
+
+def training_memory(unit: Unit, memory: Memory) -> dict[str, int]:
+    """What only training takes; `kept` is the part of the activations that waits for backwards."""
+    if unit.training is None:
+        return {}
+    return {
+        "gradients": memory.gradients, "optimizer": memory.optimizer, "kept": memory.kept,
+        "microbatches": memory.microbatches,
+    }  # fmt: skip
+
+
+def schedule_facts(plan: ResolvedPlan) -> dict[str, Any] | None:
+    """The schedule of the plan's pipeline as training runs it; None without one."""
+    found = pipeline_schedule(plan)
+    if found is None or find_problems(found):
+        return None
+    return {
+        "name": found.name, "stages": found.stages, "virtual": found.virtual,
+        "microbatches": found.batches, "time": makespan(found), "bubbles": bubble_share(found),
+        "peak_activations": list(peak_activations(found)),
+        "rows": [[found.label(action) for action in row] for row in found.rows],
+    }  # fmt: skip
+
+
+def schedule_text(plan: ResolvedPlan, width: int = 160) -> str:
+    """The schedule drawn, lines cut at `width`; empty without a pipeline."""
+    found = pipeline_schedule(plan)
+    if found is None or find_problems(found):
+        return ""
+    lines = draw_schedule(found).splitlines()
+    cut = [line if len(line) <= width else f"{line[: width - 4]} ..." for line in lines]
+    return "\n".join(["pipeline, as training runs it", *(f"  {line}" for line in cut)])
 
 
 def lives(unit: Unit) -> list[dict[str, Any]]:
@@ -125,12 +178,17 @@ def traffic(unit: Unit) -> list[Traffic]:
     """Moves by layer block and kind; the bytes are those one rank puts in, for the largest input."""
     modules = Modules(unit.graph)
     env = sizes(unit)
-    held = {out.name: out for _, step in unit.instructions for out in produced(step)}
+    entries = moves_of(unit)
+    held = {out.name: out for step in entries for out in produced(step)}
     found: dict[tuple[str, str, str, int], int] = {}
-    for _, step in unit.instructions:
+    for step in entries:
         if isinstance(step, Collective) and step.kind not in LOCAL and step.move is not None:
             kind, axes = step.kind, "+".join(p.axis for p in step.parts)
             count = layout_elements(step.move.before, env) * step.out.dtype.itemsize
+        elif isinstance(step, Bucket):
+            kind, axes = step.kind, "+".join(p.axis for p in step.parts)
+            elements = sum(layout_elements(move.before, env) for move in step.moves)
+            count = elements * step.out.dtype.itemsize
         elif isinstance(step, Merge):
             kind, axes = "merge", part_text(step.part)
             count = layout_elements(held[step.operand].layout, env) * step.out_rows.dtype.itemsize
@@ -142,6 +200,14 @@ def traffic(unit: Unit) -> list[Traffic]:
         key = (fold(step.origin.path, modules), kind, axes, count)
         found[key] = found.get(key, 0) + 1
     return [Traffic(w, k, a, times, size) for (w, k, a, size), times in found.items()]
+
+
+def moves_of(unit: Unit) -> list[Instruction]:
+    """The instructions of a unit: of a training one forward and backward of a micro-batch, and the end."""
+    entries = list(unit.instructions)
+    if unit.training is not None:
+        entries += [*unit.training.backward, *unit.training.reduce, *unit.training.refresh]
+    return [step.step if isinstance(step, Launch) else step for _, step in entries]
 
 
 def part_text(part: Part) -> str:
@@ -161,8 +227,8 @@ def sizes(unit: Unit) -> Mapping[Any, int]:
     return {BATCH: micro, TOKENS: new, PAST: seq - new}
 
 
-def explain_text(facts: Mapping[str, Any]) -> str:
-    """`explain` for people."""
+def explain_text(facts: Mapping[str, Any], drawing: str = "") -> str:
+    """`explain` for people, with the drawing of its schedule."""
     lines = [f"{facts['plan']}: {facts['ranks']} ranks"]
     for mesh in facts["meshes"]:
         axes = ", ".join(f"{a} {n}" for a, n in mesh["axes"].items())
@@ -181,6 +247,8 @@ def explain_text(facts: Mapping[str, Any]) -> str:
         if same is None:
             shown[title] = body
             lines.append(body)
+    if drawing:
+        lines.append(drawing)
     lines += [f"note: {note}" for note in facts["notes"]]
     return "\n".join(lines)
 
@@ -192,7 +260,8 @@ def phase_lines(phase: Mapping[str, Any]) -> list[str]:
         text = ", ".join(row["modules"][:5]) + (" ..." if len(row["modules"]) > 5 else "")
         lines.append(f"  {row['on']:<18} {row['split']:<28} {text}")
     given = phase["input"]
-    lines.append(f"  traffic of one step (batch {given['batch']}, seq_len {given['seq_len']})")
+    of = "step" if phase["phase"] != "train" else "micro-batch, and of the end of a step"
+    lines.append(f"  traffic of one {of} (batch {given['batch']}, seq_len {given['seq_len']})")
     wide = max((len(row["axes"]) for row in phase["traffic"]), default=0)
     for row in phase["traffic"]:
         lines.append(
@@ -203,6 +272,19 @@ def phase_lines(phase: Mapping[str, Any]) -> list[str]:
     for row in phase["memory"]:
         lines.append(
             f"    {row['class']:<18} {gigabytes(row['total']):>10}  = weights {gigabytes(row['weights'])}"
-            f" + kv cache {gigabytes(row['cache'])} + activations {gigabytes(row['activations'])}"
+            f"{memory_parts(row)}"
         )
     return lines
+
+
+def memory_parts(row: Mapping[str, Any]) -> str:
+    """What a class needs beside its weights."""
+    if "optimizer" not in row:
+        return (
+            f" + kv cache {gigabytes(row['cache'])} + activations {gigabytes(row['activations'])}"
+        )
+    return (
+        f" + gradients {gigabytes(row['gradients'])} + optimizer {gigabytes(row['optimizer'])}"
+        f" + activations {gigabytes(row['activations'])} ({gigabytes(row['kept'])} of them kept for "
+        f"{row['microbatches']} micro-batch{'es' if row['microbatches'] != 1 else ''})"
+    )

@@ -6,7 +6,14 @@ import argparse
 import re
 import sys
 
-from plancc.cli.options import add_json, add_plan_options, complain, print_json, user_errors
+from plancc.cli.options import (
+    add_json,
+    add_plan_options,
+    add_purpose,
+    complain,
+    print_json,
+    user_errors,
+)
 from plancc.dsl import CODES, code_page, load_plan, render_text
 
 
@@ -14,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.add_argument("plan", metavar="PLAN|CODE")
     add_plan_options(parser, model_required=False)
+    add_purpose(parser)
     add_json(parser)
 
 
@@ -28,17 +36,19 @@ def run(args: argparse.Namespace) -> int:
     if not args.model:
         show_plan(plan, args.json)
         return 0
+    from plancc.api import wanted_phases
     from plancc.compiler import compile_graph
-    from plancc.explain import explain, explain_text
+    from plancc.explain import explain, explain_text, schedule_text
     from plancc.models import load_model
     from plancc.passes.capture import capture
 
     try:
         module = load_model(args.model, dict(args.model_args)).module
-        facts = explain(compile_graph(plan, capture(module), report))
+        phases = wanted_phases(plan, args.purpose)
+        facts = explain(compile_graph(plan, capture(module), report, phases=phases))
     except user_errors() as problem:
         return complain(str(problem))
-    print_json(facts) if args.json else print(explain_text(facts))
+    print_json(facts) if args.json else print(explain_text(facts, schedule_text(plan)))
     return 0
 
 
@@ -51,12 +61,13 @@ def explain_code(code: str) -> int:
 
 
 def show_plan(plan: object, as_json: bool) -> None:
-    """What a plan says without a model: meshes, variants, places."""
+    """What a plan says without a model: meshes, variants, places, its pipeline's schedule."""
     from plancc.codegen.manifest import plan_json
+    from plancc.explain import schedule_facts, schedule_text
 
     facts = plan_json(plan)  # type: ignore[arg-type]
     if as_json:
-        print_json(facts)
+        print_json({**facts, "schedule": schedule_facts(plan)})  # type: ignore[arg-type]
         return
     print(f"{facts['name']} (give --model to see who lives where, traffic and memory)")
     for name, mesh in facts["meshes"].items():
@@ -77,3 +88,6 @@ def show_plan(plan: object, as_json: bool) -> None:
         inside = ", ".join(f"{a} = {i}" for a, i in place["coords"].items())
         on = f" on {place['on']}" + (f"[{inside}]" if inside else "") if place["on"] else ""
         print(f"  {place['line']:<24} {targets}{on}" + (f" {{ {rules} }}" if rules else ""))
+    drawing = schedule_text(plan)  # type: ignore[arg-type]
+    if drawing:
+        print(drawing)

@@ -140,14 +140,16 @@ def test_pieces_of_weights_wait() -> None:
     assert lowered.verify().ok
 
 
-def test_gradients_summed_on_the_way_are_computed_at_once() -> None:
-    """Buckets that start in the backward of the last micro-batch need gradients that are complete then."""
+def test_gradients_that_wait_are_summed_at_the_end() -> None:
+    """Buckets start in the backward of the last micro-batch, unless parts of them wait for W."""
     overlap = "comm grads over base.dp { overlap = async(bucket = 1MB) }\n"
-    text = three(2, 2, 1, schedule("zero_bubble", 3)).replace(
-        HEAD, f"{HEAD}model m {{ mode = train }}\n"
-    )
-    lowered = trained(text + overlap)
-    assert "r.last" in texts(lowered) and "linear_later" not in texts(lowered)
-    assert lowered.verify().ok
+    head = f"{HEAD}model m {{ mode = train }}\n"
     rows = ("F0 F1 F2 B2 I0 W0 B1", "F0 F1 F2 B2 B0 B1")
-    assert trained(text.replace(schedule("zero_bubble", 3), table(*rows)) + overlap).verify().ok
+    for line, last in (
+        (schedule("1F1B", 3), True), (schedule("zero_bubble", 3), False), (table(*rows), False),
+        (table("F0 F1 F2 B2 B0 B1", rows[1]), True),
+    ):  # fmt: skip
+        lowered = trained(three(2, 2, 1, line).replace(HEAD, head) + overlap)
+        assert ("r.last" in texts(lowered)) == last
+        assert ("linear_later" in texts(lowered)) != last
+        assert lowered.verify().ok
