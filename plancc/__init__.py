@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from plancc.passes.rows import register_op
     from plancc.runtime.artifact import ArtifactError
     from plancc.runtime.failure import RankFailure
+    from plancc.runtime.training.job import TrainError
     from plancc.runtime.weights import WeightsError
+    from plancc.training import TrainFailed
 
 _HOME = {
     "compile": "plancc.api", "load": "plancc.api", "train": "plancc.api",
@@ -23,11 +25,13 @@ _HOME = {
     "VerifyError": "plancc.api", "PlanError": "plancc.dsl", "ModelError": "plancc.models",
     "register_op": "plancc.passes.rows", "ArtifactError": "plancc.runtime.artifact",
     "RankFailure": "plancc.runtime.failure", "WeightsError": "plancc.runtime.weights",
+    "TrainError": "plancc.runtime.training.job", "TrainFailed": "plancc.training",
 }  # fmt: skip
 
 __all__ = [
-    "ArtifactError", "Built", "ModelError", "PlanError", "RankFailure", "VerifyError",
-    "WeightsError", "compile", "load", "register_op", "train", "verify",
+    "ArtifactError", "Built", "ModelError", "PlanError", "RankFailure", "TrainError",
+    "TrainFailed", "VerifyError", "WeightsError", "compile", "load", "register_op", "train",
+    "verify",
 ]  # fmt: skip
 
 

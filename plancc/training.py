@@ -18,6 +18,7 @@ import plancc.api as api
 from plancc.dsl import Diagnostic
 from plancc.runtime.artifact import Artifact, load_artifact
 from plancc.runtime.checkpoint import Checkpoint, CheckpointError, export_safetensors
+from plancc.runtime.data import FolderTokens, open_corpus
 from plancc.runtime.optimizer import OptimizerSpec
 from plancc.runtime.training import backends
 from plancc.runtime.training.job import (
@@ -35,6 +36,9 @@ from plancc.runtime.training.state import SCHEMA, check_same, open_resumed
 
 BATCH, SEQ_LEN, TIME_LIMIT = 8, 256, 600.0
 """Where neither the plan nor the user says: sequences in a batch, tokens in one; seconds."""
+
+Saved = tuple[Mapping[str, Any], Path] | None
+"""State and folder of a step to resume from."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ def resumed_step(request: Request) -> Path | None:
     return Path(str(chosen))
 
 
-def saved_run(request: Request) -> tuple[Mapping[str, Any], Path] | None:
+def saved_run(request: Request) -> Saved:
     """State and folder of the step to resume from, checked; None for a new run."""
     path = resumed_step(request)
     if path is None:
@@ -130,33 +134,42 @@ def saved_run(request: Request) -> tuple[Mapping[str, Any], Path] | None:
     return checkpoint.state, checkpoint.folder
 
 
-def wanted_precision(request: Request) -> str | None:
-    """The precision that is asked for or that the run to resume has."""
-    saved = saved_run(request)
-    return request.precision or (saved[0]["run"]["precision"] if saved else None)
-
-
-def wanted_dtype(precision: str | None) -> torch.dtype | None:
+def wanted_dtype(request: Request, saved: Saved) -> torch.dtype | None:
     """What to compile a model in: nothing of its own for fp64, which replaces the types at run time."""
-    return api.DTYPES.get(precision or "")
+    precision = request.precision or (saved[0]["run"]["precision"] if saved else "")
+    return api.DTYPES.get(precision)
 
 
-def prepare(artifact: Artifact, request: Request) -> Prepared:
-    """Fill the request up and check all of it; nothing has been written then.
+def check_early(request: Request, saved: Saved) -> None:
+    """What can be wrong without a compiled plan: data files, tokenizer, optimizer."""
+    files = [str(p) for p in request.data] or (saved[0]["run"]["data"] if saved else [])
+    open_corpus(files)
+    if request.tokenizer not in (None, "bytes"):
+        FolderTokens(str(request.tokenizer))
+    steps = saved[0]["run"]["steps"] if saved and request.steps is None else request.steps
+    spec_of(request, saved[0]["spec"] if saved else {}, steps, [])
+
+
+def prepare(artifact: Artifact, request: Request, saved: Saved) -> Prepared:
+    """Fill the request up and check all of it, with the run to resume; nothing is written yet.
 
     Raises TrainError, DataError, SpecError, CheckpointError, ArtifactError: the user's side.
     """
     check_programs(artifact)
-    saved = saved_run(request)
     job, notes = fill(artifact, request, saved)
     check_precision(artifact, job.precision)
     check_sizes(artifact, job)
+    check_devices(artifact, request)
     state = None
     if saved is not None:
         check_same(job, saved[0])
         state = open_resumed(str(saved[1]), artifact, verify=False).state
     if backends.rank_here() == 0:
         check_folders(job)
+    ignored = open_corpus(job.data).ignored
+    if ignored:
+        many = "1 file of the folders is" if len(ignored) == 1 else f"{len(ignored)} files are"
+        notes.append(f"{many} no data: {', '.join(map(str, ignored[:3]))}")
     ready = check_data(artifact, job, state["data"] if state is not None else None)
     start = int(state["step"]) if state is not None else 0
     over = not ready or (job.steps is not None and start >= job.steps)
@@ -165,9 +178,18 @@ def prepare(artifact: Artifact, request: Request) -> Prepared:
     return Prepared(artifact, job, request, state, over, tuple(notes))
 
 
-def fill(
-    artifact: Artifact, request: Request, saved: tuple[Mapping[str, Any], Path] | None
-) -> tuple[Job, list[str]]:
+def check_devices(artifact: Artifact, request: Request) -> None:
+    """TrainError where this host has too few GPUs for the ranks."""
+    if request.backend == "nccl" and not backends.under_launcher():
+        count = torch.cuda.device_count()
+        if count < artifact.world:
+            raise TrainError(
+                f"nccl needs a GPU for each of the {artifact.world} ranks, this host has {count}: "
+                "try --backend gloo"
+            )
+
+
+def fill(artifact: Artifact, request: Request, saved: Saved) -> tuple[Job, list[str]]:
     """The job of a request, and what differs from the run to resume."""
     run: Mapping[str, Any] = saved[0]["run"] if saved else {}
     notes = []
@@ -179,8 +201,6 @@ def fill(
         return given if given is not None else run.get(name, default)
 
     data = tuple(str(p) for p in request.data) or tuple(run.get("data", ()))
-    if not data:
-        raise TrainError("no data: --data FILE")
     steps, epochs = chosen("steps", None), chosen("epochs", None)
     if steps is None and epochs is None:
         raise TrainError("how long? --steps N or --epochs N")
@@ -333,6 +353,8 @@ def train(
     begun then), TrainFailed and RankFailure.
     """
     request = request_of(data, wanted)
+    saved = saved_run(request)
+    check_early(request, saved)
     with ExitStack() as stack:
         folder = Path(plan)
         if not (folder / "manifest.json").is_file():
@@ -341,11 +363,11 @@ def train(
                 raise TrainError("a plan needs a model")
             built = api.compile(
                 plan, model, folder, weights=weights, sets=sets, model_args=model_args,
-                for_="train", dtype=wanted_dtype(wanted_precision(request)),
+                for_="train", dtype=wanted_dtype(request, saved),
                 verify=verify and backends.rank_here() == 0,
             )  # fmt: skip
             on_compiled(built.warnings)
-        ready = prepare(load_artifact(folder), request)
+        ready = prepare(load_artifact(folder), request, saved)
         on_ready(ready)
         return execute(ready, on_row)
 

@@ -112,6 +112,7 @@ WRONG = [
     ([*DATA, "--steps", "2", "--log", "no/such/log"], 1, "there is no folder"),
     ([*DATA, "--steps", "2", "--export", "no/such/file"], 1, "there is no such folder"),
     (["--data", "nowhere", "--steps", "2"], 1, "nowhere: no such file"),
+    ([*DATA, "--steps", "2", "--backend", "nccl"], 1, "a GPU for each of the 3 ranks"),
     ([*DATA, "--steps", "2", "--set", "pp=2"], 2, "compiled in"),
     ([*DATA, "--steps", "2", "--model", "m.py:m"], 2, "--model goes with a plan"),
 ]
