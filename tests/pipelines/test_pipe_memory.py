@@ -55,14 +55,14 @@ def test_gpipe_by_hand() -> None:
     """All four micro-batches are kept when the first backward begins; two gradients go through it."""
     first, last = memory(plain(2, schedule("GPipe", 4), ENDS))
     assert first == Memory(576, 0, 4 * FIRST + 2 * 192, 576, 144 * 8, 4 * FIRST, 4)
-    assert last == Memory(576, 0, 4 * LAST + 192 + 4, 576, 144 * 8, 4 * LAST, 4)
+    assert last == Memory(576, 0, 4 * LAST + 2 * 192, 576, 144 * 8, 4 * LAST, 4)
 
 
 def test_1f1b_by_hand() -> None:
     """The first stage keeps two micro-batches, the last one."""
     first, last = memory(plain(2, schedule("1F1B", 4), ENDS))
     assert first == Memory(576, 0, 2 * FIRST + 2 * 192, 576, 144 * 8, 2 * FIRST, 2)
-    assert last == Memory(576, 0, LAST + 192 + 4, 576, 144 * 8, LAST, 1)
+    assert last == Memory(576, 0, LAST + 2 * 192, 576, 144 * 8, LAST, 1)
 
 
 def test_zero_bubble_by_hand() -> None:
