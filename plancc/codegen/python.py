@@ -127,6 +127,9 @@ class _Emitter:
         """The lines of one function; it returns a dict of `results`."""
         self.dims, self.dim_lines, self.stages, self.body, self.origin = {}, [], {}, [], None
         self.taken = set(self.values)
+        for held in self.program.inputs:
+            if self.kept.get(held.name) == self.section:
+                self.line(f"s.{held.name} = {held.name}")
         for at, instruction in steps:
             self.instruction(at, instruction)
         stages = [

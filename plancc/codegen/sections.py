@@ -61,10 +61,15 @@ def effect(step: Any, local: Callable[[str], str], keys: Mapping[str, str]) -> s
 
 
 def kept_values(program: RankProgram) -> dict[str, int]:
-    """Value -> section that makes it, for values that a later section uses: they are kept in `s`."""
+    """Value -> section that makes it, for values that a later section uses: they are kept in `s`.
+
+    Inputs that a backward uses (to compute something again) are kept by the first section.
+    """
     maker: dict[str, int] = {}
     found: dict[str, int] = {}
-    for index in range(len(program.sections)):
+    for index, section in enumerate(program.sections):
+        if section.kind == "backward":
+            maker.update((held.name, 0) for held in program.inputs)
         for step in program.section(index):
             for name in operands(step):
                 if maker.get(name, index) != index:

@@ -58,5 +58,6 @@ def beside(
 
 def trained(text: str, layers: int = 4, model: str = "dense") -> Lowered:
     """The training programs of a small model under a plan."""
-    sizes = (*SMALL, ("layers", layers)) if model == "dense" else ()
+    sizes: tuple[tuple[str, int], ...] = (("layers", layers),) if model == "moe" else ()
+    sizes = (*SMALL, ("layers", layers)) if model == "dense" else sizes
     return lower(text, captured(model, sizes), phases=("train",))
