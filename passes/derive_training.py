@@ -6,7 +6,7 @@ A language model's loss is the cross-entropy of `logits` with `targets`, summed 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -16,14 +16,8 @@ LOSS, TARGETS, SCALE = "loss", "targets", "scale"
 CROSS_ENTROPY = "plancc.cross_entropy.default"
 
 
-@dataclass(frozen=True)
 class NotTrainable(Exception):
-    """A graph has no loss that training could lower; `reason` says why."""
-
-    reason: str
-
-    def __str__(self) -> str:
-        return self.reason
+    """A graph has no loss that training could lower; the text says why."""
 
 
 def loss_kind(graph: Graph) -> str:
