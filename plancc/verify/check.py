@@ -113,7 +113,7 @@ class Verification:
             {p.name for u in self.compiled.units if u.programs for p in u.programs.programs}
         )
         return VerifyResult(
-            all(v.ok for v in variants), self.artifact.world, classes,
+            bool(variants) and all(v.ok for v in variants), self.artifact.world, classes,
             str(self.dtype).removeprefix("torch."), self.sizes, tuple(variants), divergence,
         )  # fmt: skip
 
