@@ -112,7 +112,7 @@ def test_more_micro_batches_than_sequences_are_refused() -> None:
         runner = TrainRunner(lowered.artifact, transport, work.source(), dtype=torch.float64)
         return runner.step(inputs)
 
-    with pytest.raises((ArtifactError, RankFailure), match="a batch of 3.* 4 micro-batches"):
+    with pytest.raises((ArtifactError, RankFailure), match=r"a batch of 3.* 4 micro-batches"):
         run_local(lowered.artifact.world, step)
 
 
