@@ -26,6 +26,7 @@ from plancc.passes.gradients.overlap import (
     prefetch,
     wishes,
 )
+from plancc.passes.gradients.pieces import split_mixed
 from plancc.passes.gradients.reduce import Buckets, Reduction, bucket_limits
 from plancc.passes.gradients.reverse import Reverse
 from plancc.passes.gradients.segments import Forward, Names, find_regions
@@ -54,9 +55,11 @@ class DeriveBackward:
         helds = all_helds(unit)
         loss = helds[unit.outputs[LOSS][0]]
         active = active_names(entries, weights.values(), loss.name)
+        names = Names(set(helds))
+        entries = tuple(split_mixed(entries, helds, active, names))
+        active = active_names(entries, weights.values(), loss.name)
         weights = {name: held for name, held in weights.items() if name in active}
         states = gradient_states(entries, helds, weights, active, loss.name)
-        names = Names(set(helds))
         regions = find_regions(entries, unit.recompute)
         modules = Modules(unit.graph)
         layers = {node.name: modules.layer_index(node.path) for node in unit.graph.nodes}

@@ -22,6 +22,7 @@ from plancc.passes.gradients.activity import Entry
 State = tuple[Part, ...]
 """Parts over which a gradient is pending; () for one that is complete on every rank."""
 
+CAT = "aten.cat.default"
 SAMPLE = {BATCH: 64, TOKENS: 64, PAST: 64}
 
 
@@ -80,7 +81,8 @@ def compute_states(
     for out in step.outs:
         found.carried[out.name] = carry
     for name in names:
-        rest = without(varying, own_parts(helds[name].layout))
+        # what is put beside others gets its own slice back, complete
+        rest = () if step.target == CAT else without(varying, own_parts(helds[name].layout))
         found.add(index, name, pending_parts((*carry, *rest)))
 
 
