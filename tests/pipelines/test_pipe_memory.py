@@ -151,3 +151,14 @@ def test_what_autograd_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
             if name in kept:
                 print(name, kept[name], 2 * found.kept)
                 assert kept[name] <= 2 * found.kept <= 2.5 * kept[name]
+
+
+def test_recomputed_layers_keep_less() -> None:
+    """With `recompute = true` on the layers hardly more than their inputs is kept."""
+    text = plain(2, schedule("1F1B", 4)).replace(HEAD, f"{HEAD}model m {{ mode = train }}\n")
+    kept = []
+    for rule in ("split layers over pp", "split layers over pp; recompute = true"):
+        unit = trained(text.replace("split layers over pp", rule)).compiled.unit("train")
+        assert unit.programs is not None
+        kept.append(program_memory(unit.programs.programs[0], unit.programs, (8, 12)).kept)
+    assert 5 * kept[1] < kept[0]

@@ -8,8 +8,9 @@ from pathlib import Path
 import pipe_entries
 import pytest
 import torch
+import torch.nn.functional as F
 from lowered import lower
-from pipe_cases import plain, schedule
+from pipe_cases import beside, plain, schedule
 
 from plancc.passes.capture import capture
 from plancc.runtime.launch import launch
@@ -43,3 +44,19 @@ def test_the_same_step(ours: str, theirs: str, virtual: int, tmp_path: Path) -> 
     assert set(gradients) == set(wanted) == {n for n, _ in pipe_entries.model().named_parameters()}
     for name, expected in wanted.items():
         assert torch.allclose(gradients[name], expected, rtol=1e-9, atol=1e-12), name
+
+
+@pytest.mark.parametrize("name", ["1F1B", "zero_bubble"])
+def test_attention_beside_in_processes(name: str) -> None:
+    """Four processes, two of them beside the pipeline: no order of messages that blocks on gloo."""
+    text = beside(schedule(name, 4, 1 if name == "1F1B" else 2)).replace(".self_attn", "")
+    lowered = lower(text, capture(pipe_entries.model()), phases=("train",))
+    payload = {"folder": str(lowered.artifact.folder)}
+    loss, gradients = merged(launch(4, "pipe_entries:ours", payload))
+    whole, given = pipe_entries.model(), pipe_entries.step_inputs()
+    logits = whole(given["ids"]).flatten(0, 1)
+    want = F.cross_entropy(logits, given["targets"].flatten(), reduction="mean")
+    want.backward()
+    assert abs(loss - want.item()) <= 1e-12 * want.item()
+    for key, p in whole.named_parameters():
+        assert p.grad is not None and torch.allclose(gradients[key], p.grad, atol=1e-12), key
