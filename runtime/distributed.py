@@ -108,13 +108,20 @@ class DistributedTransport(ABC):
 
     def all_reduce(self, x: Tensor, group: Group, at: int) -> Tensor:
         """Return the sum of x over the group (logical or, for bool)."""
-        x = x.detach()
+        return self._all_reduce(x.detach(), group, at, self._sum)
+
+    def all_reduce_given(self, x: Tensor, group: Group, at: int) -> Tensor:
+        """`all_reduce` of a tensor that the caller gives away: it may become the result."""
+        return self._all_reduce(x.detach(), group, at, self._sum_given)
+
+    def _all_reduce(
+        self, x: Tensor, group: Group, at: int, work: Callable[[Tensor, Group], Tensor]
+    ) -> Tensor:
         if self._alone(group, at):
             return _fresh(x)
         self.counters.add("all_reduce", x.nbytes)
         text = signature_text("all_reduce", x.dtype, [tuple(x.shape)])
-        work = _fresh if x.numel() == 0 else lambda x: self._sum(x, group)
-        return self._meet(group, at, text, lambda: work(x))
+        return self._meet(group, at, text, lambda: work(x, group) if x.numel() else _fresh(x))
 
     def all_gather(self, x: Tensor, group: Group, shapes: Sequence[Shape], at: int) -> list[Tensor]:
         """Return everybody's x in group order; shapes[i] is that of group[i]."""
@@ -225,6 +232,10 @@ class DistributedTransport(ABC):
     @abstractmethod
     def _sum(self, x: Tensor, group: Group) -> Tensor:
         """Return the sum of x, which has elements, over the group."""
+
+    def _sum_given(self, x: Tensor, group: Group) -> Tensor:
+        """`_sum` that may overwrite x."""
+        return self._sum(x, group)
 
     @abstractmethod
     def _gather(self, x: Tensor, group: Group, sizes: Sequence[int]) -> Tensor:

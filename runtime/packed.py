@@ -18,7 +18,8 @@ def all_reduce(
 ) -> tuple[Tensor, ...]:
     """The sums of `xs` over the group."""
     flat = torch.cat([x.reshape(-1) for x in xs])
-    return unpacked(transport.all_reduce(flat, group, at), [tuple(x.shape) for x in xs])
+    work = getattr(transport, "all_reduce_given", transport.all_reduce)
+    return unpacked(work(flat, group, at), [tuple(x.shape) for x in xs])
 
 
 def reduce_scatter(
