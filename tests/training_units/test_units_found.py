@@ -42,6 +42,15 @@ place layers.* { split batch over a (block = balanced) }
 place layers.1 { split seq over a }
 """,
     ),
+    # one projection makes q and k, which are split, and v, which is whole
+    "split_and_whole_pieces": (
+        "gated",
+        """
+mesh m0[a = 2] on local[0:2]
+place ** on m0
+place layers.*.self_attn { split head_dim over a }
+""",
+    ),
     # a gathered weight of which a rank keeps a strided view was given back, and too little came again
     "a_view_of_a_gathered_weight": (
         "phi",
