@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from plancc.dsl.diagnostics import Report
-from plancc.dsl.plan import Combine, Comm, Job, ResolvedPlan, Setting, Share
+from plancc.dsl.plan import Call, Combine, Comm, Job, ResolvedPlan, Setting, Share
 from plancc.dsl.source import Span
 
 # (where it stands, its name) -> what to call it in the message.
@@ -21,7 +21,7 @@ UNSUPPORTED: dict[tuple[str, str], str] = {
     ("comm", "grad_dtype"): "a wire type of gradients",
     ("comm", "stream"): "a choice of stream",
     ("comm", "sync"): "synchronisation by anything but events",
-    ("place", "route"): "expert routing with split tokens",
+    ("route", "groups"): "routing within groups of experts",
     ("place", "balance"): "balancing of experts",
     ("phase", "decode"): "a plan for decode alone",
     ("option", "layout"): "a layout other than contiguous (keys: or zigzag)",
@@ -109,5 +109,8 @@ def _layout_runs(rule: Job, layout: str) -> bool:
 def _setting_features(place: str, settings: Iterable[Setting]) -> Iterator[tuple[str, str, Span]]:
     plain = (("recompute", False), ("sync", "event"))
     for setting in settings:
-        if (setting.name, setting.value) not in plain:
+        if setting.name == "route":
+            if isinstance(setting.value, Call) and setting.value.options:
+                yield "route", "groups", setting.span
+        elif (setting.name, setting.value) not in plain:
             yield place, setting.name, setting.span

@@ -96,6 +96,7 @@ class Unit:
     static: frozenset[str] = frozenset()
     places: Mapping[str, Placed] = field(default_factory=dict)
     param_rules: Mapping[str, Placed] = field(default_factory=dict)
+    routes: frozenset[str] = frozenset()  # expert nodes whose tokens go to their experts only
     states: Mapping[str, tuple[StateCut, ...]] = field(default_factory=dict)
     recompute: Mapping[str, str] = field(default_factory=dict)  # node -> region computed again
     layouts: Mapping[str, NodeLayout] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -32,6 +33,7 @@ from plancc.ir.shape import Binding
 from plancc.passes.base import NodeLayout, Unit
 from plancc.passes.cut_keys import rows_layout
 from plancc.passes.localise_node import localise_keys, localise_node
+from plancc.passes.route_experts import route_experts
 from plancc.passes.store_params import store_params
 
 COST: Mapping[str, int] = {
@@ -96,25 +98,18 @@ class _Builder:
         plan = self.unit.layouts[node.name]
         binding = self.named.bindings[node.name]
         origin = Origin(node.path, node.line, plan.span)
-        self.emit(node, binding, plan, origin)
+        home = plan.stage
+        if node.name in self.unit.routes:
+            home = route_experts(self, node, binding, plan, origin)
+        else:
+            self.emit(node, binding, plan, origin)
         for out in node.outs:
-            self.home[out.name] = plan.stage
+            self.home[out.name] = home
             self.origins[out.name] = origin
 
     def emit(self, node: Node, binding: Binding, plan: NodeLayout, origin: Origin) -> None:
         stage = plan.stage
-        local: dict[tuple[str | int, ...], Ref] = {}
-        for operand, layout, once in zip(binding.operands, plan.operands, plan.once, strict=True):
-            held = self.fetch(operand.value, stage, layout, origin)
-            if once:
-                masked = Held(
-                    self.fresh(f"{held.name}_once"), held.source,
-                    Layout(held.layout.dims, once), held.dtype, stage,
-                )  # fmt: skip
-                move = Collective("once", held.name, masked, None, once, origin)
-                self.instructions.append(((stage,), move))
-                held = masked
-            local[operand.arg] = Ref(held.name)
+        local = self.local_operands(binding, plan, origin)
         if plan.merges:
             self.attend(node, binding, plan, local, origin)
             return
@@ -128,6 +123,28 @@ class _Builder:
         target, args, kwargs = localise_node(node, binding, self.named.shapes, plan, local)
         compute = Compute(target, args, kwargs, outs, origin, node.name)
         self.instructions.append(((stage,), compute))
+
+    def local_operands(
+        self, binding: Binding, plan: NodeLayout, origin: Origin,
+        given: Mapping[tuple[str | int, ...], Ref] = MappingProxyType({}),
+    ) -> dict[tuple[str | int, ...], Ref]:  # fmt: skip
+        """Argument -> local name, as the node wants its operands; `given` are there already."""
+        stage = plan.stage
+        local: dict[tuple[str | int, ...], Ref] = dict(given)
+        for operand, layout, once in zip(binding.operands, plan.operands, plan.once, strict=True):
+            if operand.arg in local:
+                continue
+            held = self.fetch(operand.value, stage, layout, origin)
+            if once:
+                masked = Held(
+                    self.fresh(f"{held.name}_once"), held.source,
+                    Layout(held.layout.dims, once), held.dtype, stage,
+                )  # fmt: skip
+                move = Collective("once", held.name, masked, None, once, origin)
+                self.instructions.append(((stage,), move))
+                held = masked
+            local[operand.arg] = Ref(held.name)
+        return local
 
     def join(
         self, node: Node, binding: Binding, plan: NodeLayout,
@@ -261,10 +278,15 @@ class _Builder:
             alias = Held(source.name, value, target, source.dtype, stage)
             self.held.setdefault((value, stage), {})[target] = alias
             return
-        edge = Edge(self.edges, home, stage, value, source.layout, target, self.values[value].dtype)
-        self.edges += 1
+        dtype = self.values[value].dtype
+        edge = Edge(self.next_edge(), home, stage, value, source.layout, target, dtype)
         held = self.hold(value, stage, target, f"{value}_in")
         self.instructions.append(((home, stage), Transfer(source.name, held, edge, origin)))
+
+    def next_edge(self) -> int:
+        """A number for a new transfer."""
+        self.edges += 1
+        return self.edges - 1
 
     def same_ranks(self, a: Stage, b: Stage) -> bool:
         """Whether two stages are the same ranks under other mesh names."""

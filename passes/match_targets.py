@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from plancc.dsl.pattern import Pattern
-from plancc.dsl.plan import Place, ResolvedPlan, Share, Target, Variant
+from plancc.dsl.plan import Place, ResolvedPlan, Setting, Share, Target, Variant
 from plancc.ir.graph import Graph, Node
 
 
@@ -131,6 +131,12 @@ def op_matches(place: Place, target: Target, node: Node) -> bool:
     return node.target == target.pattern or node.target.startswith(target.pattern + ".")
 
 
+def routes(place: Place) -> bool:
+    """Whether a place routes tokens: it then speaks of the experts' own operator, not of the glue around it,
+    which stays where the tokens are."""
+    return any(isinstance(rule, Setting) and rule.name == "route" for rule in place.rules)
+
+
 class Matcher:
     """Answers, for a plan and a graph, which places cover a node; caches by module path."""
 
@@ -177,11 +183,13 @@ class Matcher:
         """The places that cover `node`, in plan order, each once."""
         found: dict[int, Cover] = {}
         for place, target, scope in self._candidates(node.path):
+            if routes(place) and node.target not in CANONICAL_OPS["experts"]:
+                continue
             if target.kind == "module" or op_matches(place, target, node):
                 found.setdefault(id(place), Cover(place, scope))
         return tuple(found.values())
 
     def path_key(self, node: Node) -> tuple[str, str]:
         """Nodes with equal keys are covered by the same places."""
-        ops = any(t.kind == "op" for _, t, _ in self._candidates(node.path))
+        ops = any(t.kind == "op" or routes(p) for p, t, _ in self._candidates(node.path))
         return (node.path, f"{node.target} {node.role}" if ops else "")

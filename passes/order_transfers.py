@@ -40,7 +40,7 @@ def ordered(entries: Sequence[Entry]) -> list[Entry]:
         return list(entries)
     made = {held.name: at for at, (_, step) in enumerate(entries) for held in produced(step)}
     transfers = [
-        (made.get(step.operand, at), at, step)
+        (max((made[n] for n in sender_reads(step) if n in made), default=at), at, step)
         for at, (_, step) in enumerate(entries)
         if isinstance(step, Transfer)
     ]
@@ -62,6 +62,11 @@ def ordered(entries: Sequence[Entry]) -> list[Entry]:
             out.append((stages, step))
         out += after.get(at, [])
     return out
+
+
+def sender_reads(step: Transfer) -> tuple[str, ...]:
+    """What must be there before a transfer is sent."""
+    return (step.operand, step.edge.routes[0])
 
 
 def by_pair(transfers: list[tuple[int, int, Transfer]]) -> dict[tuple[Stage, Stage], list]:

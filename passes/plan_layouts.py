@@ -36,7 +36,7 @@ class PlanLayouts:
         users = Counter(ref for node in unit.graph.nodes for ref in node.refs())
         users.update(unit.graph.outputs.values())
         report_stored(unit.named, unit.param_rules, report)
-        work = _Planner(unit.named, users, unit.world, report)
+        work = _Planner(unit.named, users, unit.world, unit.routes, report)
         for node in unit.graph.nodes:
             placed = unit.places.get(node.name)
             if placed is not None:
@@ -46,8 +46,10 @@ class PlanLayouts:
 
 class _Planner:
     def __init__(
-        self, named: NamedGraph, users: Counter[str], world: World, report: Report
-    ) -> None:
+        self, named: NamedGraph, users: Counter[str], world: World, routes: frozenset[str],
+        report: Report,
+    ) -> None:  # fmt: skip
+        self.routes = routes
         self.report = report
         self.named = named
         self.world = world
@@ -80,7 +82,9 @@ class _Planner:
             mine = {part for dim in layout.dims for leaf in cuts(dim) for part in leaf.parts}
             owed = tuple(p for p in partial if not any(p.meets(x) for x in mine))
             once.append(owed if operand.addend and index not in through else ())
-        outs = [Layout(self.layout(out, active).dims, partial) for out in binding.outs]
+        # routed results are summed where their tokens are
+        left = () if binding.node in self.routes else partial
+        outs = [Layout(self.layout(out, active).dims, left) for out in binding.outs]
         merges, pending = self.merges(binding, placed, outs[0], keys)
         if merges:
             outs[0] = merges[-1].after

@@ -16,6 +16,7 @@ from plancc.ir.mesh import World, build_world
 from plancc.ir.program import ProgramSet
 from plancc.ir.shape import NamedGraph
 from plancc.passes.assign_places import AssignPlaces
+from plancc.passes.assign_routes import AssignRoutes
 from plancc.passes.assign_states import AssignStates
 from plancc.passes.base import Pass, Unit
 from plancc.passes.check_facts import check_facts, check_length, check_operators, named_hints
@@ -42,6 +43,7 @@ PIPELINE: tuple[Pass, ...] = (
     FindStatic(),
     AssignPlaces(),
     AssignStates(),
+    AssignRoutes(),
     PlanLayouts(),
     CheckRules(),
     InsertMoves(),

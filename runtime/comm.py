@@ -15,6 +15,7 @@ from torch import Tensor
 from plancc.runtime import packed
 from plancc.runtime.dims import Dim, Ranges, intersect, length, within
 from plancc.runtime.pieces import cut, join, put, resized, take
+from plancc.runtime.routes import Arrivals, Route, added, find_route, senders
 from plancc.runtime.transport import Transport
 from plancc.runtime.view import Members, Peers, View
 
@@ -163,6 +164,57 @@ class Comm:
         """`x` on the first rank along `parts`, zeros on the others: a replicated addend of a sum."""
         first = all(self.view.index(self.view.rank, p) == 0 for p in self.view.parts(parts))
         return x if first else torch.zeros_like(x)
+
+    def route(
+        self, index: Tensor, source: Members, target: Members, experts: Dim, parts: Sequence[str]
+    ) -> Route:
+        """Which of this rank's tokens go to which ranks of experts; `index` [t, k] are the chosen ones."""
+        chosen = self.view.parts(tuple(parts))
+        return find_route(self.view, index, source, target, experts, chosen)
+
+    def announce(self, route: Route, *, channel: int = 0, at: int) -> None:
+        """Tell every rank of experts how many rows it will get."""
+        counts = [(rank, torch.tensor([len(rows)])) for rank, rows in route.rows]
+        given = [(rank, count.to(self.view.device)) for rank, count in counts]
+        self.transport.exchange(given, [], at + self.base, channel)
+
+    def arrivals(
+        self, source: Members, target: Members, parts: Sequence[str], *, channel: int = 0, at: int
+    ) -> Arrivals:
+        """How many rows come from which rank."""
+        ranks = senders(self.view, source, target, self.view.parts(tuple(parts)))
+        wanted = [(rank, (1,), torch.int64) for rank in ranks]
+        found = self.transport.exchange([], wanted, at + self.base, channel)
+        return Arrivals(tuple((r, int(n)) for r, n in zip(ranks, found, strict=True)))
+
+    def dispatch(self, x: Tensor, route: Route, *, channel: int = 0, at: int) -> None:
+        """Send the rows of `x` [t, ...] to the ranks of their experts."""
+        given = [(rank, x.index_select(0, rows)) for rank, rows in route.rows]
+        self.transport.exchange(given, [], at + self.base, channel)
+
+    def collect(
+        self, dtype: torch.dtype, tail: Sequence[int], arrivals: Arrivals, *, channel: int = 0,
+        at: int,
+    ) -> Tensor:  # fmt: skip
+        """Receive rows [n, *tail], those of the lowest source first."""
+        wanted = [(rank, (count, *tail), dtype) for rank, count in arrivals.counts]
+        found = self.transport.exchange([], wanted, at + self.base, channel)
+        return torch.cat(found)
+
+    def give_back(self, y: Tensor, arrivals: Arrivals, *, channel: int = 0, at: int) -> None:
+        """Send the results of received rows back to where they came from."""
+        pieces = y.split([count for _, count in arrivals.counts])
+        given = [(rank, piece) for (rank, _), piece in zip(arrivals.counts, pieces, strict=True)]
+        self.transport.exchange(given, [], at + self.base, channel)
+
+    def combine(
+        self, dtype: torch.dtype, tail: Sequence[int], route: Route, *, channel: int = 0, at: int
+    ) -> Tensor:
+        """Receive the results of this rank's rows and sum them: [t, *tail]."""
+        wanted = [(rank, (len(rows), *tail), dtype) for rank, rows in route.rows]
+        found = self.transport.exchange([], wanted, at + self.base, channel)
+        pairs = [(rows, x) for (_, rows), x in zip(route.rows, found, strict=True)]
+        return added(route.tokens, tail, pairs)
 
     def send(
         self, x: Tensor, source: Members, has: Sequence[Dim], target: Members,

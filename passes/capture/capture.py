@@ -15,6 +15,7 @@ from plancc.models import LoadedModel, ModelError
 from plancc.passes.capture.attention import recognise_attention
 from plancc.passes.capture.convert import Converted, convert
 from plancc.passes.capture.expand import expand
+from plancc.passes.capture.experts import recognise_experts
 from plancc.passes.capture.export import symbolic, trace
 from plancc.passes.capture.functionalize import functionalize
 from plancc.passes.capture.hugging_face import canonical, collects, is_hugging_face
@@ -62,7 +63,7 @@ def capture(
     modules = {path: type(part).__name__ for path, part in model.named_modules()}
     inputs_seen = tuple(traced.inputs)
     graph = Graph(tuple(nodes), params, inputs_seen, outputs, modules, limits=traced.limits)
-    return name_logits(recognise_attention(graph), model)
+    return name_logits(recognise_experts(recognise_attention(graph)), model)
 
 
 def traced_layers(

@@ -38,6 +38,7 @@ from plancc.passes.gradients.segments import (
 from plancc.passes.gradients.states import State, States, without
 
 SEED = "plancc.seed.default"
+BACK = {"": "", "scatter": "gather", "gather": "scatter"}
 
 
 class Reverse:
@@ -203,7 +204,7 @@ class Reverse:
         before, after = Layout(step.out.layout.dims), Layout(operand.layout.dims)
         back = Edge(
             self.edges, edge.target, edge.source, f"grad {edge.value}", before, after, edge.dtype,
-            channel=1,
+            1, BACK[edge.way], edge.routes[::-1], edge.parts,
         )  # fmt: skip
         self.edges += 1
         held = gradient_of(operand, self.names.fresh(f"g_{operand.name}"), (), edge.source)

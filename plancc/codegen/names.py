@@ -8,6 +8,25 @@ from typing import Any
 from plancc.ir.layout import Part
 from plancc.ir.program import Origin, RankProgram
 
+SPECIAL = {
+    "plancc.cache_append.default": "kv.append({given})",
+    "plancc.seed.default": "r.seed({given})",
+    "plancc.linear_later.default": "ops.linear_later({given}, r.later)",
+}
+"""Operators that are methods of what a program is given, or take something from it."""
+
+
+def function_call(target: str, args: list[str]) -> str:
+    """The call of a graph's operator with arguments written as text."""
+    given = ", ".join(args)
+    special = SPECIAL.get(target)
+    if special is not None:
+        return special.format(given=given)
+    namespace, _, rest = target.partition(".")
+    if namespace == "plancc":
+        return f"ops.{rest.removesuffix('.default')}({given})"
+    return f"{target}({given})" if namespace == "aten" else f"torch.ops.{target}({given})"
+
 
 def plan_line(origin: Origin) -> str:
     """`plan fa_pool.plan:28`: the file's name without its folder, so that programs do not depend on it."""

@@ -12,7 +12,8 @@ from typing import Any
 import sympy
 import torch
 
-from plancc.codegen.names import part_text, plan_line, ranks_text, weight_key
+from plancc.codegen.names import function_call, part_text, plan_line, ranks_text, weight_key
+from plancc.codegen.routed import RoutedRows
 from plancc.codegen.sections import (
     SILENT,
     as_bucket,
@@ -90,6 +91,7 @@ class _Emitter:
         self.origin: Origin | None = None
         self.kept: Mapping[str, int] = {}
         self.section = -1
+        self.rows = RoutedRows(self)
 
     def text(self) -> str:
         """The whole module."""
@@ -160,7 +162,10 @@ class _Emitter:
         elif isinstance(instruction, Launch):
             self.launch(at, instruction)
         elif isinstance(instruction, (Send, Recv, Transfer)):
-            self.transfer(at, instruction)
+            if instruction.edge.way:
+                self.rows.transfer(at, instruction)
+            else:
+                self.transfer(at, instruction)
         else:
             self.gradient(instruction)
         for held in produced(instruction):
@@ -182,28 +187,16 @@ class _Emitter:
         self.line(f"# -- {path}" + (f"   ({where})" if where else ""))
 
     def compute(self, call: Compute) -> None:
+        if call.target == "plancc.route.default":
+            self.line(self.rows.route(call), "which rows go to which rank")
+            return
         args = [self.argument(a) for a in call.args]
         args += [f"{k}={self.argument(v)}" for k, v in call.kwargs.items() if k != "device"]
         if call.target.split(".")[1] in FACTORIES:
             args.append("device=r.device")
         outs = ", ".join(held.name for held in call.outs)
         notes = "; ".join(self.note(held) for held in call.outs)
-        if call.target == "plancc.cache_append.default":
-            self.line(f"{outs} = kv.append({', '.join(args)})", notes)
-            return
-        if call.target == "plancc.seed.default":
-            self.line(f"{outs} = r.seed({args[0]})", notes)
-            return
-        if call.target == "plancc.linear_later.default":
-            self.line(f"{outs} = ops.linear_later({', '.join(args)}, r.later)", notes)
-            return
-        namespace, _, rest = call.target.partition(".")
-        function = (
-            f"ops.{rest.removesuffix('.default')}"
-            if namespace == "plancc"
-            else (call.target if namespace == "aten" else f"torch.ops.{call.target}")
-        )
-        self.line(f"{outs} = {function}({', '.join(args)})", notes)
+        self.line(f"{outs} = {function_call(call.target, args)}", notes)
 
     def collective(self, at: int, step: Collective) -> None:
         parts = self.parts(step.parts)
@@ -299,8 +292,7 @@ class _Emitter:
             text = f"comm.send({self.local(step.operand)}, {source}, {target}{channel}, at={at})"
             self.line(text, f"to {edge.target}")
             return
-        if step.pause:
-            self.line("yield", "the other micro-batches take their turn")
+        self.pause(step)
         if isinstance(step, Recv):
             dtype = self.argument(edge.dtype)
             text = f"{step.out.name} = comm.recv({dtype}, {source}, {target}{channel}, at={at})"
@@ -309,6 +301,11 @@ class _Emitter:
             call = f"comm.transfer({operand}, {source}, {target}{channel}, at={at})"
             text = f"{step.out.name} = {call}"
         self.line(text, f"{self.note(step.out)}  from {edge.source}")
+
+    def pause(self, step: Recv | Transfer) -> None:
+        """Let the other micro-batches run before this one waits."""
+        if step.pause:
+            self.line("yield", "the other micro-batches take their turn")
 
     def stage(self, stage: Stage) -> str:
         return self.stages.setdefault(stage, f"stage{len(self.stages)}")

@@ -82,6 +82,8 @@ class Edge:
     """A transfer of one value between two stages: M x N slices that intersect.
 
     `channel` keeps streams of messages apart: 1 for gradients, others for values that skip pipeline stages.
+    `way` is that of routed rows: "counts" (how many come), "scatter" (tokens to the ranks of their experts),
+    "gather" (results back, summed); `routes` names what each side knows of it: (source's, target's).
     """
 
     index: int
@@ -92,6 +94,9 @@ class Edge:
     after: Layout
     dtype: torch.dtype
     channel: int = 0
+    way: str = ""
+    routes: tuple[str, str] = ("", "")
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,10 @@ PAIR = -1
 """The leaf of the two columns (logsumexp, target's logit) of a cross-entropy over cut columns."""
 
 
+ROWS = -2
+"""The leaf of the rows that a rank of experts is sent: as many as choose it, known only at run time."""
+
+
 def name_leaves(named: NamedGraph) -> dict[int, str]:
     """Leaf id -> name, the same for all leaves of one meaning and size."""
     wanted: dict[int, tuple[int, str]] = {}
@@ -32,7 +36,7 @@ def name_leaves(named: NamedGraph) -> dict[int, str]:
             rank_here = rank if len(anchor.leaves) == 1 else rank + 100
             wanted[leaf.id] = min(wanted.get(leaf.id, (999, name)), (rank_here, name))
     sizes: dict[str, dict[Size, str]] = {}
-    out: dict[int, str] = {PAIR: "pair"}
+    out: dict[int, str] = {PAIR: "pair", ROWS: "rows"}
     for dims in named.shapes.values():
         for dim in dims:
             for leaf in leaves(dim):

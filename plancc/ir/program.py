@@ -150,7 +150,13 @@ def operands(instruction: Instruction) -> tuple[str, ...]:
     """The local names that an instruction reads."""
     if isinstance(instruction, Compute):
         return tuple(refs((instruction.args, tuple(instruction.kwargs.values()))))
-    if isinstance(instruction, (Collective, Send, Transfer)):
+    if isinstance(instruction, Send):
+        return tuple(n for n in (instruction.operand, instruction.edge.routes[0]) if n)
+    if isinstance(instruction, Recv):
+        return tuple(n for n in instruction.edge.routes[1:] if n)
+    if isinstance(instruction, Transfer):
+        return tuple(n for n in (instruction.operand, *instruction.edge.routes) if n)
+    if isinstance(instruction, Collective):
         return (instruction.operand,)
     if isinstance(instruction, Merge):
         return (instruction.operand, instruction.rows)

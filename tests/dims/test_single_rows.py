@@ -267,12 +267,16 @@ def test_elementwise_row(op: str) -> None:
     raise AssertionError(failures)
 
 
+DERIVED = ("cache_append.default", "cross_entropy.default")
+"""Operators that passes insert: no model calls them."""
+
+
 def test_every_overload_of_the_table_is_tried_or_exists() -> None:
     missing = [
         op
         for row in TABLE
         for op in row.ops.split()
-        if schema(f"{row.namespace}.{op}") is None and not op.startswith("cache_append")
+        if schema(f"{row.namespace}.{op}") is None and op not in DERIVED
     ]
     assert missing == []
 
