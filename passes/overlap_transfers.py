@@ -42,9 +42,15 @@ class OverlapTransfers:
         """Fill `pause` of receives in `programs`."""
         assert unit.programs is not None
         check_traffic(unit, report)
-        pairs = {} if unit.training else overlapped(unit.plan, unit.variant, "batches")
+        pairs = in_turns(unit.plan, unit.variant)
         if not pairs or unit.programs.microbatches < 2:
             return unit
+        if unit.training is not None:
+            # a pipeline keeps its ranks busy by its schedule
+            programs = (
+                unit.programs if unit.plan.pipelines else training_turns(unit.programs, set(pairs))
+            )
+            return replace(unit, programs=programs)
         bursts = sending_bursts(unit.programs)
         # virtual stages come back to their ranks, which would else wait for themselves
         turning = {*pairs, *(frozenset({mesh}) for mesh, _ in virtual_stages(unit.plan))}
@@ -53,6 +59,49 @@ class OverlapTransfers:
         if problem:
             raise Bug(f"micro-batches taking turns would mix up messages: {problem}")
         return replace(unit, programs=replace(unit.programs, programs=programs))
+
+
+def in_turns(plan: ResolvedPlan, variant: Variant | None) -> dict[Pair, int]:
+    """Pairs of meshes whose traffic overlaps with other micro-batches (`batches`, `chunks`): how many."""
+    return {**overlapped(plan, variant, "chunks"), **overlapped(plan, variant, "batches")}
+
+
+def training_turns(programs: ProgramSet, pairs: set[Pair]) -> ProgramSet:
+    """Training programs whose forwards take turns, and then their backwards."""
+    for kind in ("forward", "backward"):
+        parts = [part_of(program, kind) for program in programs.programs]
+        bursts = sending_bursts(replace(programs, programs=tuple(parts)))
+        done = tuple(paused(part, pairs, bursts) for part in parts)
+        problem = disorder(done, programs.microbatches)
+        if problem:
+            raise Bug(f"micro-batches taking turns would mix up messages: {problem}")
+        programs = replace(
+            programs,
+            programs=tuple(
+                with_part(program, kind, part)
+                for program, part in zip(programs.programs, done, strict=True)
+            ),
+        )
+    return replace(programs, turns=programs.microbatches)
+
+
+def part_of(program: RankProgram, kind: str) -> RankProgram:
+    """A class with the instructions of one kind of section only."""
+    found: list[Instruction] = []
+    for index, section in enumerate(program.sections):
+        if section.kind == kind:
+            found += program.section(index)
+    return replace(program, instructions=tuple(found))
+
+
+def with_part(program: RankProgram, kind: str, part: RankProgram) -> RankProgram:
+    """A class with other instructions (as many) in one kind of section."""
+    fresh = iter(part.instructions)
+    steps: list[Instruction] = []
+    for index, section in enumerate(program.sections):
+        mine = program.section(index)
+        steps += [next(fresh) for _ in mine] if section.kind == kind else mine
+    return replace(program, instructions=tuple(steps))
 
 
 def active_comms(plan: ResolvedPlan, variant: Variant | None) -> Iterator[Comm]:

@@ -26,7 +26,7 @@ from plancc.ir.program import (
 )
 from plancc.passes.base import Unit
 from plancc.passes.cut_sections import Cut, cut_sections, late_weights
-from plancc.passes.overlap_transfers import overlapped
+from plancc.passes.overlap_transfers import in_turns
 from plancc.passes.plan_schedule import pipeline_schedule
 
 
@@ -81,7 +81,7 @@ def microbatches(unit: Unit) -> int:
 
     The same for every variant: a batch keeps its micro-batches, each with a cache of its own.
     """
-    batches = overlapped(unit.plan, None, "batches").values()
+    batches = in_turns(unit.plan, None).values()
     return max([1, *(p.microbatches for p in unit.plan.pipelines), *batches])
 
 

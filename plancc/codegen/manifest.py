@@ -204,6 +204,7 @@ def _fill(aside: Path, plan, world, sets, graph: Graph, facts, weights) -> None:
                 "microbatches": found.microbatches,
                 "owned": owned_parts(found),
                 **schedule_json(found),
+                **({"turns": found.turns} if found.turns > 1 else {}),
                 "classes": rows,
             }
         )

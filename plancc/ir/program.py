@@ -129,6 +129,7 @@ class ProgramSet:
     programs: tuple[RankProgram, ...]
     microbatches: int = 1
     schedule: Schedule | None = None  # of training with a pipeline
+    turns: int = 1  # of training: micro-batches that take turns at the pauses of their functions
 
 
 def produced(instruction: Instruction) -> tuple[Held, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -52,8 +52,42 @@ class MicroBatch:
     later: dict[int, list[Callable[[], None]]] = field(default_factory=dict)
 
 
+@dataclass
+class Call:
+    """One call of a function of the program for one micro-batch, under way if it pauses."""
+
+    kind: str
+    chunk: int
+    batch: MicroBatch
+    last: bool
+    running: Iterator[None] | None = None
+    results: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def later(self) -> list[Callable[[], None]]:
+        """The weights' parts of linear layers that wait for W."""
+        return self.batch.later.setdefault(self.chunk, [])
+
+    def set(self, view: Recorder) -> None:
+        """Let the rank's view be that of this call."""
+        view.batch = self.batch.hi - self.batch.lo
+        view.later, view.last = self.later, self.last
+
+    def resume(self, view: Recorder) -> None:
+        """Go on to the next pause, or to the end."""
+        assert self.running is not None
+        self.set(view)
+        try:
+            next(self.running)
+        except StopIteration as end:
+            self.results, self.running = dict(end.value), None
+
+
 class TrainRunner(Runner):
-    """A runner of training programs. Weights are leaves whose gradients accumulate."""
+    """A runner of training programs. Weights are leaves whose gradients accumulate.
+
+    `accumulate` times as many micro-batches as the plan has go into one step.
+    """
 
     view_class = Recorder
     comm_class = Unrecorded
@@ -61,6 +95,8 @@ class TrainRunner(Runner):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._slices: dict[Any, Tensor] = {}
+        self._calls: list[Call] = []
+        self.accumulate = 1
 
     def step(
         self, inputs: Mapping[str, Tensor], *, variant: int | None = None, probe: Any = None
@@ -82,11 +118,18 @@ class TrainRunner(Runner):
         view.owners.keep([view.part(text) for text in row["owned"]], 0)
         view.owners.extend(tokens)
         view.tokens, view.past = tokens, 0
-        batches = [MicroBatch(lo, hi) for lo, hi in split(batch, row["microbatches"])]
+        count = row["microbatches"] * self.accumulate
+        batches = [MicroBatch(lo, hi) for lo, hi in split(batch, count)]
         for weight in weights.values():
             weight.grad = None
+        size = row["microbatches"]
+        groups = [batches[at : at + size] for at in range(0, count, size)]
         with torch.enable_grad():
-            losses = self.run_actions(row, cls, module, batches, inputs)
+            losses = [
+                loss
+                for group in groups
+                for loss in self.run_actions(row, cls, module, group, inputs, group is groups[-1])
+            ]
         with torch.no_grad():
             view.batch = batch
             gradients = module.reduce(view, comm, weights, SimpleNamespace())
@@ -96,29 +139,56 @@ class TrainRunner(Runner):
 
     def run_actions(
         self, row: Mapping[str, Any], cls: Mapping[str, Any], module: ModuleType,
-        batches: list[MicroBatch], inputs: Mapping[str, Tensor],
+        batches: list[MicroBatch], inputs: Mapping[str, Tensor], final: bool,
     ) -> list[Tensor]:  # fmt: skip
-        """Run the rank's part of the schedule; the losses that it made."""
-        view, comm, weights = self.ready(cls)
-        losses = []
+        """Run the rank's part of the schedule once; the losses that it made.
+
+        `final` says that no other group of micro-batches follows in this step.
+        """
+        losses: list[Tensor] = []
         todo = actions(row, cls)
-        final = {chunk: place for place, (kind, chunk, _) in enumerate(todo) if kind in ("B", "I")}
+        ends = {chunk: place for place, (kind, chunk, _) in enumerate(todo) if kind in ("B", "I")}
         for place, (kind, chunk, index) in enumerate(todo):
-            view.last = final.get(chunk) == place
-            one = batches[index]
-            view.batch = one.hi - one.lo
-            view.later = one.later.setdefault(chunk, [])
-            if kind == "F":
-                given = [sliced(inputs[name], one, view) for name in cls["inputs"]]
-                found = function(module, "forward", chunk)(view, comm, weights, one.kept, *given)
-                losses += [x.detach() for x in found.values()]
-            elif kind in ("B", "I"):
-                function(module, "backward", chunk)(view, comm, weights, one.kept)
-            if kind in ("B", "W"):
-                for compute in view.later:
-                    compute()
-                view.later.clear()
+            call = Call(kind, chunk, batches[index], final and ends.get(chunk) == place)
+            self.begin(call, cls, module, inputs)
+            if index + 1 < row.get("turns", 1) and call.running is not None:
+                continue
+            losses += self.finish(cls)
         return losses
+
+    def begin(
+        self, call: Call, cls: Mapping[str, Any], module: ModuleType, inputs: Mapping[str, Tensor]
+    ) -> None:
+        """Call a function of the program; one that pauses runs to its first pause."""
+        view, comm, weights = self.ready(cls)
+        call.set(view)
+        one, found = call.batch, {}
+        if call.kind == "F":
+            given = [sliced(inputs[name], one, view) for name in cls["inputs"]]
+            found = function(module, "forward", call.chunk)(view, comm, weights, one.kept, *given)
+        elif call.kind in ("B", "I"):
+            found = function(module, "backward", call.chunk)(view, comm, weights, one.kept)
+        if isinstance(found, Mapping):
+            call.results = dict(found)
+        else:
+            call.running = found
+            call.resume(view)
+        self._calls.append(call)
+
+    def finish(self, cls: Mapping[str, Any]) -> list[Tensor]:
+        """Let the calls that were begun take turns until all have ended; the losses that they gave."""
+        view, _, _ = self.ready(cls)
+        calls, self._calls = self._calls, []
+        while any(call.running is not None for call in calls):
+            for call in calls:
+                if call.running is not None:
+                    call.resume(view)
+        for call in calls:
+            if call.kind in ("B", "W"):
+                for compute in call.later:
+                    compute()
+                call.later.clear()
+        return [x.detach() for call in calls for x in call.results.values()]
 
     def owned(self, batch: int, tokens: int) -> list[OwnedSlice]:
         """What this rank's optimizer updates for steps on [batch, tokens]; call `refresh` after it did.
@@ -216,11 +286,13 @@ def actions(row: Mapping[str, Any], cls: Mapping[str, Any]) -> list[Action]:
     chunks = [s["chunk"] for s in cls["sections"] if s["kind"] == "forward"]
     schedule = row.get("schedule")
     if schedule is None:
+        count, turns = row["microbatches"], row.get("turns", 1)
         return [
             (kind, chunk, index)
-            for index in range(row["microbatches"])
-            for kind, order in (("F", chunks), ("B", reversed(chunks)))
+            for first in range(0, count, turns)
+            for kind, order in (("F", chunks), ("B", chunks[::-1]))
             for chunk in order
+            for index in range(first, min(first + turns, count))
         ]
     order = schedule["order"]
     return [(kind, chunk, index) for kind, chunk, index in order if chunk in chunks]
