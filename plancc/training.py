@@ -60,6 +60,7 @@ class Request:
     checkpoint: str | Path | None = None
     every: int | None = None
     keep: int = 3
+    accumulate: int | None = None
     resume: str | Path | bool = False
     log: str | Path | None = None
     export: str | Path | None = None
@@ -204,7 +205,10 @@ def fill(artifact: Artifact, request: Request, saved: Saved) -> tuple[Job, list[
     steps, epochs = chosen("steps", None), chosen("epochs", None)
     if steps is None and epochs is None:
         raise TrainError("how long? --steps N or --epochs N")
-    for name, value in (("steps", steps), ("epochs", epochs), ("keep", request.keep)):
+    rounds = chosen("accumulate", 1)
+    for name, value in (
+        ("steps", steps), ("epochs", epochs), ("keep", request.keep), ("accumulate", rounds)
+    ):  # fmt: skip
         if value is not None and value < 1:
             raise TrainError(f"{name} is {value}: it must be at least 1")
     if request.every is not None and request.every < 1:
@@ -222,7 +226,7 @@ def fill(artifact: Artifact, request: Request, saved: Saved) -> tuple[Job, list[
         precision=chosen("precision", precision_of(artifact)),
         tokenizer=tokenizer_of(artifact, request, run), checkpoint=str(home) if home else None,
         every=request.every, keep=request.keep, resume=str(saved[1]) if saved else None,
-        log=str(request.log) if request.log else None,
+        log=str(request.log) if request.log else None, accumulate=rounds,
     )  # fmt: skip
     return job, notes
 

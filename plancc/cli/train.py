@@ -27,7 +27,7 @@ OPTIMIZER = (
 )  # fmt: skip
 RUN = (
     "batch", "seq_len", "steps", "epochs", "seed", "precision", "tokenizer", "checkpoint", "every",
-    "keep", "resume", "log", "export", "backend", "time_limit",
+    "keep", "accumulate", "resume", "log", "export", "backend", "time_limit",
 )  # fmt: skip
 
 
@@ -63,6 +63,10 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--steps", type=int, metavar="N", help="steps in all, resumed ones included")
     group.add_argument("--epochs", type=int, metavar="N", help="end with the data")
     group.add_argument("--batch", type=int, metavar="B", help="sequences in a step, over all ranks")
+    group.add_argument(
+        "--accumulate", type=int, metavar="N",
+        help="run the plan's micro-batches N times in a step, on a smaller part of the batch each",
+    )  # fmt: skip
     group.add_argument("--seq-len", type=int, metavar="N", help="tokens in a sequence")
     group.add_argument("--seed", type=int, metavar="N", help="of the data's order and of weights")
     add_precision(parser)

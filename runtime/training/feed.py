@@ -73,7 +73,7 @@ def rows_of(artifact: Artifact, job: Job, rank: int) -> list[int]:
         return list(range(job.batch))
     view = View(rank, artifact.grids, cls["mesh"])
     found: list[int] = []
-    for low, high in split(job.batch, row["microbatches"]) if tree else ():
+    for low, high in split(job.batch, row["microbatches"] * job.accumulate) if tree else ():
         dim = build_dim(view, tree, {"B": high - low})
         for first, last in dim.ranges(view.coord_of(rank)):
             found += range(low + first, low + last)

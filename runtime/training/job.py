@@ -29,7 +29,8 @@ class Job:
     """A run: what every rank needs to know of it.
 
     Ends after `steps` steps or with the data of `epochs`, whichever comes first. `resume` is the folder
-    of one saved step; `seed` orders the data, and makes weights that come from a seed.
+    of one saved step; `seed` orders the data, and makes weights that come from a seed. The plan's
+    micro-batches run `accumulate` times in a step.
     """
 
     folder: str
@@ -47,6 +48,7 @@ class Job:
     keep: int = 3
     resume: str | None = None
     log: str | None = None
+    accumulate: int = 1
 
     def json(self) -> dict[str, Any]:
         """Plain data."""
@@ -131,10 +133,12 @@ def check_sizes(artifact: Artifact, job: Job) -> None:
             f"a sequence of {job.seq_len} tokens is longer than the {longest} positions of the model"
         )
     row, _ = artifact.program("train", 0, sizes)
-    if job.batch < row["microbatches"]:
+    wanted = row["microbatches"] * job.accumulate
+    if job.batch < wanted:
+        rounds = f" in {job.accumulate} rounds" if job.accumulate > 1 else ""
         raise TrainError(
-            f"a batch of {job.batch} has fewer sequences than the plan's {row['microbatches']} "
-            "micro-batches"
+            f"a batch of {job.batch} has fewer sequences than the plan's {wanted} "
+            f"micro-batches{rounds}"
         )
 
 

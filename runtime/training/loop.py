@@ -88,6 +88,7 @@ class Training:
         self.source = source
         typed = saved_state.in_program_dtypes(artifact, source, job)
         self.runner = ExactRunner(artifact, transport, typed, dtype=job.dtype)
+        self.runner.accumulate = job.accumulate
         self.row, cls = self.runner.program_for(job.batch, job.seq_len)
         self.view = self.runner.ready(cls)[0]
         self.ids = next(name for name in self.ids_of(self.row))

@@ -168,3 +168,9 @@ def test_exported_weights_start_a_new_run(tmp_path: Path) -> None:
     held = load_file(tmp_path / "w.safetensors")
     params = load_artifact(artifact("dp2")).manifest["params"].values()
     assert held.keys() == {row["fqns"][0] for row in params if row["kind"] == "param"}
+
+
+@pytest.mark.parametrize("name", ["alone", "dp2", "zero2", "pp3"])
+def test_rounds_of_micro_batches_change_nothing(name: str, curve: tuple[float, ...]) -> None:
+    """The same batch in two rounds of smaller micro-batches."""
+    assert apart(train(name, steps=5, clip=1.0, accumulate=2).losses, curve[:5]) < CLOSE
