@@ -30,7 +30,7 @@ def encode(x: Tensor, block: int = BLOCK, dtype: torch.dtype = torch.int8) -> tu
 
     A block of consecutive elements has the scale max|x| / peak of the type, and its values are
     rounded to multiples of the scale (int8) or to the type; the last block may be short. A block
-    with an inf or NaN gets the scale NaN and decodes to NaN everywhere: nothing is hidden, and
+    with an inf or NaN has no finite scale and decodes to NaN everywhere: nothing is hidden, and
     nothing waits. Raises ValueError for a tensor or type of another kind and for an empty block.
     """
     if dtype not in PEAKS or not x.is_floating_point() or block < 1:
@@ -39,10 +39,9 @@ def encode(x: Tensor, block: int = BLOCK, dtype: torch.dtype = torch.int8) -> tu
     blocks = _blocks(exact, block)
     # from the smallest normal number on, dividing by a scale is safe and loses no digits
     scales = (blocks.abs().amax(1) / PEAKS[dtype]).to(torch.float32).clamp(min=_TINY)
-    sound = torch.isfinite(scales)
-    scales = scales.masked_fill(~sound, float("nan"))
-    values = (blocks / scales.unsqueeze(1).to(blocks.dtype)).masked_fill(~sound.unsqueeze(1), 0.0)
-    values = (values.round() if dtype == torch.int8 else values).clamp(-PEAKS[dtype], PEAKS[dtype])
+    wrong = ~torch.isfinite(scales).unsqueeze(1)  # 0 times inf or NaN will be NaN
+    values = (blocks / scales.unsqueeze(1).to(blocks.dtype)).masked_fill(wrong, 0.0)
+    values = values.round() if dtype == torch.int8 else values
     return values.reshape(-1)[: exact.numel()].to(dtype), scales
 
 
@@ -210,7 +209,8 @@ class ErrorFeedback:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state` gave, and forget the rest; raises ValueError for other names."""
-        residuals, errors = {}, {}
+        residuals: dict[str, Tensor] = {}
+        errors: dict[str, Tensor] = {}
         for name, value in state.items():
             kind, _, key = name.partition("/")
             if kind not in ("residual", "error") or not key:

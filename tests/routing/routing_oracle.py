@@ -24,7 +24,7 @@ def summed(
 
 @st.composite
 def routings(draw: st.DrawFn) -> tuple[list[list[int]], int]:
-    """Owners [t][k] (k 1..8) and the ranks n (1..16): any, skewed, all to one rank, or to nobody."""
+    """Owners [t][k] (k 1..8) and n ranks (1..16): any, skewed, all to one rank, or to nobody."""
     n, k = draw(st.integers(1, 16)), draw(st.integers(1, 8))
     t = draw(st.integers(0, 12))
     kind = draw(st.sampled_from(["any", "any", "skewed", "one", "nobody", "repeated"]))

@@ -20,6 +20,7 @@ from routing_oracle import routings, rows_of, summed
 
 import plancc.ops.routing as routing
 from plancc.ops.routing import Kernel, available, choose, get
+from plancc.ops.routing.plain import sum_by_turns
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 RANDOM = settings(max_examples=8 if INTERPRETED else 200, deadline=None, derandomize=True)
@@ -171,6 +172,14 @@ def test_halves_are_added_in_float32(kernel: Kernel, dtype: torch.dtype) -> None
     assert abs(out.double().item() - exact) <= torch.finfo(dtype).eps * exact
 
 
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_weights_of_halves_are_not_rounded(kernel: Kernel, dtype: torch.dtype) -> None:
+    values = torch.ones(2, 1, dtype=dtype, device=device_of(kernel))
+    rows = torch.zeros(2, dtype=torch.int64, device=values.device)
+    weights = torch.tensor([1 + 2.0**-13, -1.0], device=values.device)
+    assert kernel.combine(rows, values, 1, weights).item() == 2.0**-13
+
+
 def test_rows_of_whole_numbers_are_taken_too(kernel: Kernel) -> None:
     index = torch.tensor([[3, 1], [0, 2]], device=device_of(kernel))
     rows = torch.tensor([1, 0, 1], device=index.device)
@@ -232,19 +241,12 @@ def test_indices_out_of_range_on_the_cpu() -> None:
 
 
 def test_other_devices_sum_by_turns_with_the_same_bits() -> None:
-    from plancc.ops.routing import plain
-
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(0, 7, (40,), generator=generator)
     values = torch.randn(40, 3, generator=generator)
-    order, starts = plain.by_token(rows, 9)
-    assert rows[order].tolist() == sorted(rows.tolist())
-    out, sizes = torch.zeros(9, 3), starts.diff()
-    assert sizes.tolist() == torch.bincount(rows, minlength=9).tolist()
-    for turn in range(int(sizes.max())):
-        token = (sizes > turn).nonzero()[:, 0]
-        out[token] += values[order[starts[token] + turn]]
-    assert torch.equal(get("plain").combine(rows, values, 9), out)
+    for tokens in (7, 9):
+        out = sum_by_turns(rows, values, tokens)
+        assert torch.equal(bits(get("plain").combine(rows, values, tokens)), bits(out))
 
 
 def test_a_large_routing_takes_no_loop_over_tokens() -> None:

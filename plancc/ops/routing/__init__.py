@@ -84,5 +84,5 @@ def take(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def combine(rows: Tensor, values: Tensor, tokens: int, weights: Tensor | None = None) -> Tensor:
-    """Return [tokens, h]: values [m, h] summed by token, in the order of rows (`Kernel.combine`)."""
+    """Return [tokens, h]: values [m, h] summed by token, in order of rows (`Kernel.combine`)."""
     return choose(values.device, values.dtype).combine(rows, values, tokens, weights)

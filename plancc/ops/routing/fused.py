@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -29,16 +28,19 @@ def _probe() -> str | None:
     return "no CUDA device, and TRITON_INTERPRET is not 1"
 
 
-def _programs() -> ModuleType:
-    return import_module("plancc.ops.routing.programs")
+def _launch(name: str, grid: tuple[int, int], *args: Tensor | int, **sizes: int) -> None:
+    """Run a program on the device of its first argument; Triton takes the current one."""
+    program = getattr(import_module("plancc.ops.routing.programs"), name)
+    with torch.cuda.device_of(args[0]):
+        program[grid](*args, **sizes)
 
 
 def _blocks(owners: Tensor, n: int) -> Tensor:
     """Return [n, blocks] int64: the distinct tokens of each rank in each block of tokens."""
     tokens, choices = owners.shape
     found = owners.new_empty((n, -(-tokens // _TOKENS)))
-    _programs().count_blocks[(found.shape[1], n)](
-        owners, found, tokens, found.shape[1],
+    _launch(
+        "count_blocks", (found.shape[1], n), owners, found, tokens, found.shape[1],
         CHOICES=choices, WIDE=_power(choices), BLOCK=_TOKENS,
     )  # fmt: skip
     return found
@@ -53,7 +55,8 @@ def _permute(owners: Tensor, n: int) -> tuple[Tensor, Tensor]:
     ends = found.flatten().cumsum(0)
     rows = owners.new_empty(int(ends[-1]))
     tokens, choices = owners.shape
-    _programs().write_rows[(found.shape[1], n)](
+    _launch(
+        "write_rows", (found.shape[1], n),
         owners, ends - found.flatten(), rows, tokens, found.shape[1],
         CHOICES=choices, WIDE=_power(choices), BLOCK=_TOKENS,
     )  # fmt: skip
@@ -64,7 +67,7 @@ def _take(x: Tensor, rows: Tensor) -> Tensor:
     width = x.shape[1]
     out = x.new_empty((rows.shape[0], width))
     block = min(_power(width), _COLUMNS)
-    _programs().take_rows[(rows.shape[0], -(-width // block))](x, rows, out, width, BLOCK=block)
+    _launch("take_rows", (rows.shape[0], -(-width // block)), x, rows, out, width, BLOCK=block)
     return out
 
 
@@ -73,7 +76,8 @@ def _combine(rows: Tensor, values: Tensor, tokens: int, weights: Tensor | None) 
     out = values.new_empty((tokens, width))
     order, starts = by_token(rows, tokens)
     block = min(_power(width), _COLUMNS)
-    _programs().combine_rows[(tokens, -(-width // block))](
+    _launch(
+        "combine_rows", (tokens, -(-width // block)),
         values, order if weights is None else weights, order, starts, out, width,
         WEIGHTED=weights is not None, DOUBLE=sum_type(values.dtype) == torch.float64, BLOCK=block,
     )  # fmt: skip

@@ -38,16 +38,23 @@ def _combine(rows: Tensor, values: Tensor, tokens: int, weights: Tensor | None) 
     exact = values.to(sum_type(values.dtype))
     if weights is not None:
         exact = exact * weights.to(exact.dtype).unsqueeze(1)
-    out = exact.new_zeros((tokens, values.shape[1]))
     if values.device.type == "cpu":  # adds one row after the other
-        return out.index_add_(0, rows, exact).to(values.dtype)
+        out = exact.new_zeros((tokens, values.shape[1])).index_add_(0, rows, exact)
+    else:
+        out = sum_by_turns(rows, exact, tokens)
+    return out.to(values.dtype)
+
+
+def sum_by_turns(rows: Tensor, values: Tensor, tokens: int) -> Tensor:
+    """Return [tokens, h]: values [m, h] summed by token in order, without index_add."""
+    out = values.new_zeros((tokens, values.shape[1]))
     order, starts = by_token(rows, tokens)
     sizes = starts.diff()
     for turn in range(int(sizes.max())):  # the first row of every token, the second, ...
         token = (sizes > turn).nonzero()[:, 0]
-        value = exact.index_select(0, order[starts[token] + turn])
+        value = values.index_select(0, order[starts[token] + turn])
         out.index_copy_(0, token, out.index_select(0, token) + value)
-    return out.to(values.dtype)
+    return out
 
 
 PLAIN = Kernel(

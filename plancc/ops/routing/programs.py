@@ -60,7 +60,7 @@ def combine_rows(
     values, weights, order, starts, out, width,
     WEIGHTED: tl.constexpr, DOUBLE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write the sum over order[starts[i] .. starts[i + 1]] of the rows of values to row i of out."""
+    """Write the sum of rows order[starts[i] .. starts[i + 1]] of values to row i of out."""
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width

@@ -26,7 +26,7 @@ class Check:
     wrong: Tensor
 
     def finish(self) -> None:
-        """Wait for the answer, and raise RoutingError naming the first wrong token and its value."""
+        """Wait for the answer; raise RoutingError naming the first wrong token and its value."""
         if self.wrong.item():
             raise RoutingError(_describe(self.index, self.weight, self.experts))
 
@@ -62,9 +62,8 @@ def _describe(index: Tensor, weight: Tensor, experts: int) -> str:
     bad = (outside | ~torch.isfinite(weight)).nonzero()
     token, choice = bad[0].tolist()
     rest = f"; {len(bad)} choices are wrong" if len(bad) > 1 else ""
-    if outside[token, choice]:
-        value = int(index[token, choice])
-        return f"token {token} chose expert {value}, experts are 0..{experts - 1}{rest}"
-    value = float(weight[token, choice])
     expert = int(index[token, choice])
+    if outside[token, choice]:
+        return f"token {token} chose expert {expert}, experts are 0..{experts - 1}{rest}"
+    value = float(weight[token, choice])
     return f"token {token} has weight {value} for expert {expert}, not a finite number{rest}"
