@@ -17,9 +17,10 @@ UNSUPPORTED: dict[tuple[str, str], str] = {
     ("comm", "tensors"): "a comm line for tensors",
     ("comm", "axis"): "a comm line for an axis",
     ("comm", "op"): "a choice of collective",
-    ("comm", "dtype"): "a wire type",
-    ("comm", "grad_dtype"): "a wire type of gradients",
-    ("comm", "stream"): "a choice of stream",
+    ("comm", "dtype"): "this wire type",
+    ("comm", "grad_dtype"): "this wire type of gradients",
+    ("comm", "feedback"): "error feedback on messages",
+    ("comm", "stream"): "the stream of the computation",
     ("comm", "sync"): "synchronisation by anything but events",
     ("route", "groups"): "routing within groups of experts",
     ("place", "balance"): "balancing of experts",
@@ -33,7 +34,7 @@ UNSUPPORTED: dict[tuple[str, str], str] = {
 
 
 FREED = (("free", "after_forward"), ("free", "after_backward"))
-PLAIN_WIRES = ("bf16", "fp16", "fp32", "fp64")
+WIRES = ("bf16", "fp16", "fp32", "fp64", "int8", "fp8", "fp8_e4m3", "fp8_e5m2")
 
 
 def unsupported(plan: ResolvedPlan) -> list[tuple[str, Span]]:
@@ -71,11 +72,14 @@ def _features(plan: ResolvedPlan) -> Iterator[tuple[str, str, Span]]:
             yield from _rule_features(line)
     for comm in plan.comms:
         state = comm.kind == "tensors" and set(comm.tensors) <= {"grads", "params"}
+        edge = comm.kind in ("edge", "both")
         if not state:
             yield "comm", comm.kind, comm.span
         for setting in comm.settings:
-            if not (state and _state_setting(comm, setting)):
+            if not ((state or edge) and _traffic_setting(comm, setting)):
                 yield from _setting_features("comm", (setting,))
+            elif edge and isinstance(setting.value, Call) and _feedback(setting.value):
+                yield "comm", "feedback", setting.span
     for pipeline in plan.pipelines:
         yield from _setting_features("pipeline", pipeline.settings)
 
@@ -94,11 +98,20 @@ def _rule_features(rule: Job | Combine | Share | Setting) -> Iterator[tuple[str,
         yield "rule", "combine" if isinstance(rule, Combine) else "share", rule.span
 
 
-def _state_setting(comm: Comm, setting: Setting) -> bool:
-    """Whether a setting of the traffic of gradients or parameters is executed."""
+def _traffic_setting(comm: Comm, setting: Setting) -> bool:
+    """Whether a setting of an edge, or of the traffic of gradients or parameters, is executed."""
+    value = setting.value.name if isinstance(setting.value, Call) else setting.value
     if setting.name == "op":
         return True  # held against what is there: P501
-    return setting.name == "dtype" and comm.tensors == ("grads",) and setting.value in PLAIN_WIRES
+    if setting.name == "stream":
+        return value == "dedicated"  # messages have communicators, and so streams, of their own
+    if setting.name == "grad_dtype":
+        return comm.kind != "tensors" and value in WIRES
+    return setting.name == "dtype" and comm.tensors in ((), ("grads",)) and value in WIRES
+
+
+def _feedback(wire: Call) -> bool:
+    return bool(wire.options.get("error_feedback"))
 
 
 def _layout_runs(rule: Job, layout: str) -> bool:

@@ -31,11 +31,12 @@ from plancc.passes.gradients.reduce import Buckets, Reduction, bucket_limits
 from plancc.passes.gradients.reverse import Reverse
 from plancc.passes.gradients.segments import Forward, Names, find_regions
 from plancc.passes.gradients.states import State, States, gradient_states
-from plancc.passes.gradients.traffic import check_state_traffic, wires
+from plancc.passes.gradients.traffic import check_state_traffic
 from plancc.passes.gradients.zero import cut_state
 from plancc.passes.match_targets import Modules
 from plancc.passes.plan_schedule import pipeline_schedule
 from plancc.passes.store_params import state_parts
+from plancc.passes.wires import state_wires
 
 __all__ = ["DeriveBackward"]
 
@@ -72,7 +73,7 @@ class DeriveBackward:
         reverse.seed(loss, Origin("", "", None))
         reverse.run(forward.events)
         reduction = self.reduce(unit, weights, states, names, reverse)
-        types = wires(unit.plan)
+        types = state_wires(unit.plan)
         out = fuse_moves(out, weights, units.__getitem__, types)
         back = fuse_moves(reverse.out, weights, units.__getitem__, types)
         ahead = wished(unit, "params", prefetching(unit))
@@ -100,7 +101,10 @@ class DeriveBackward:
         owned = {n: owned_layout(unit, held) for n, held in weights.items()}
         early = {n for n, held in weights.items() if sharded_gradient(unit, held)}
         reduction = Reduction(
-            names, owned, Buckets(names, bucket_limits(unit.plan), wires(unit.plan)), reverse.edges
+            names,
+            owned,
+            Buckets(names, bucket_limits(unit.plan), state_wires(unit.plan)),
+            reverse.edges,
         )
         reduction.run(weights, pending, early)
         return reduction

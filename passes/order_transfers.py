@@ -14,6 +14,7 @@ from plancc.dsl.diagnostics import Report
 from plancc.ir.layout import Stage
 from plancc.ir.program import Instruction, Send, Transfer, produced
 from plancc.passes.base import Unit
+from plancc.passes.wires import edge_comms, edge_wire
 
 Entry = tuple[tuple[Stage, ...], Instruction]
 
@@ -26,12 +27,40 @@ class OrderTransfers:
 
     def run(self, unit: Unit, report: Report) -> Unit:
         """Reorder `instructions`: a Send entry belongs to the source, a Transfer entry to the target."""
+        unit = with_wires(unit)
         unit = replace(unit, instructions=tuple(ordered(unit.instructions)))
         if unit.training is None:
             return unit
         backward, reduce = ordered(unit.training.backward), ordered(unit.training.reduce)
         training = replace(unit.training, backward=tuple(backward), reduce=tuple(reduce))
         return replace(unit, training=training)
+
+
+def with_wires(unit: Unit) -> Unit:
+    """The unit with the wire types that the plan's comm lines give to its transfers."""
+    comms = [
+        comm
+        for comm in edge_comms(unit.plan, unit.variant)
+        if any(s.name in ("dtype", "grad_dtype") for s in comm.settings)
+    ]
+    if not comms:
+        return unit
+
+    def typed(entries: Sequence[Entry], gradient: bool) -> tuple[Entry, ...]:
+        out = []
+        for stages, step in entries:
+            if isinstance(step, Transfer):
+                edge = step.edge
+                wire = edge_wire(comms, edge.source, edge.target, gradient)
+                step = replace(step, edge=replace(edge, wire=wire))
+            out.append((stages, step))
+        return tuple(out)
+
+    unit = replace(unit, instructions=typed(unit.instructions, False))
+    if unit.training is None:
+        return unit
+    training = replace(unit.training, backward=typed(unit.training.backward, True))
+    return replace(unit, training=training)
 
 
 def ordered(entries: Sequence[Entry]) -> list[Entry]:

@@ -141,12 +141,33 @@ def check_traffic(unit: Unit, report: Report) -> None:
         ways = {(comm.source, comm.target)} | (
             {(comm.target, comm.source)} if comm.kind == "both" else set()
         )
-        if comm.kind in ("edge", "both") and not ways & used:
+        if comm.kind in ("edge", "both") and ways & used:
+            check_op(unit, comm, ways, report)
+        elif comm.kind in ("edge", "both"):
             edges = ", ".join(f"{a} -> {b}" for a, b in sorted(used)) or "none"
             report.error(
                 "P501", f"no traffic from `{comm.source}` to `{comm.target}`", comm.span,
                 label="nothing is sent along this edge", notes=[f"edges of this plan: {edges}"],
             )  # fmt: skip
+
+
+def check_op(unit: Unit, comm: Comm, ways: set, report: Report) -> None:
+    """P501 for a collective that an edge does not use: routed rows are an all-to-all, the rest is sent."""
+    stated = next((s for s in comm.settings if s.name == "op"), None)
+    if stated is None:
+        return
+    routed = any(
+        step.edge.way
+        for _, step in unit.instructions
+        if isinstance(step, Transfer)
+        and (mesh_of(step.edge.source.mesh), mesh_of(step.edge.target.mesh)) in ways
+    )
+    found = "all_to_all" if routed else "send"
+    if stated.value != found:
+        report.error(
+            "P501", f"values travel along this edge by {found}, not by {stated.value}", stated.span,
+            help=["tokens are routed by `route = top(k)`" if not routed else "remove `op`"],
+        )  # fmt: skip
 
 
 def pair_of(step: Send | Recv | Transfer) -> Pair:

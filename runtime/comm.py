@@ -18,6 +18,7 @@ from plancc.runtime.pieces import cut, join, put, resized, take
 from plancc.runtime.routes import Arrivals, Route, added, find_route, senders
 from plancc.runtime.transport import Transport
 from plancc.runtime.view import Members, Peers, View
+from plancc.runtime.wires import Wires, message_bytes, opened, scattered_sum, sum_of
 
 Parts = "str | tuple[str, ...]"
 
@@ -33,6 +34,7 @@ class Comm:
         self.view = view
         self.base = 0
         self._starter: Any = None
+        self.wires = Wires()
         self._cache: dict[
             Any, Any
         ] = {}  # emptied when it grows: tables of owners change every step
@@ -44,6 +46,7 @@ class Comm:
             from plancc.runtime.lane import open_starter
 
             self._starter = open_starter(self.transport, self.view, self.base)
+            self._starter.comm.wires = self.wires
         self._starter.comm.base = self.base
         return self._starter
 
@@ -122,17 +125,20 @@ class Comm:
         return torch.stack([both[..., 0].logsumexp(0), both[..., 1].sum(0)], -1)
 
     def all_reduce_bucket(
-        self, xs: Sequence[Tensor], parts: Parts, *, wire: torch.dtype | None = None, at: int
+        self, xs: Sequence[Tensor], parts: Parts, *, wire: str = "", at: int
     ) -> tuple[Tensor, ...]:
         """`all_reduce` of several tensors at once; they travel as `wire`."""
         group = self.view.peers(self.view.parts(parts)).group
-        given = packed.in_type(xs, wire)
-        found = packed.all_reduce(self.transport, given, group, at + self.base)
-        return packed.in_type(found, xs[0].dtype)
+        if not self._lossy(wire, group):
+            return packed.all_reduce(self.transport, xs, group, at + self.base)
+        flat = torch.cat([x.reshape(-1) for x in xs])
+        place = at + self.base
+        total = sum_of(self.transport, self.wires, wire, flat, group, place, str(place))
+        return packed.unpacked(total, [tuple(x.shape) for x in xs])
 
     def reduce_scatter_bucket(
         self, xs: Sequence[Tensor], dims: Sequence[tuple[int, Dim]], parts: Parts, *,
-        wire: torch.dtype | None = None, at: int,
+        wire: str = "", at: int,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """`reduce_scatter` of several tensors at once, each along its own (dim, Dim after)."""
         peers = self.view.peers(self.view.parts(parts))
@@ -141,9 +147,18 @@ class Comm:
             [(dim, within(frame, p)) for p in pieces]
             for (dim, _), (frame, pieces) in zip(dims, cuts, strict=True)
         ]
-        given = packed.in_type(xs, wire)
-        found = packed.reduce_scatter(self.transport, given, spots, peers, at + self.base)
-        return packed.in_type(found, xs[0].dtype)
+        if not self._lossy(wire, peers.group):
+            return packed.reduce_scatter(self.transport, xs, spots, peers, at + self.base)
+        place = at + self.base
+        shares, shapes = packed.shares_of(xs, spots, peers)
+        total = scattered_sum(
+            self.transport, self.wires, wire, shares, peers.group, place, str(place)
+        )
+        return packed.unpacked(total, shapes)
+
+    def _lossy(self, wire: str, group: Sequence[int]) -> bool:
+        """Whether a sum travels in another type: not where results are to be exact."""
+        return bool(wire) and not self.view.exact and len(group) > 1
 
     def all_gather_bucket(
         self, xs: Sequence[Tensor], dims: Sequence[tuple[int, Dim]], parts: Parts, at: int
@@ -172,83 +187,123 @@ class Comm:
         chosen = self.view.parts(tuple(parts))
         return find_route(self.view, index, source, target, experts, chosen)
 
-    def announce(self, route: Route, *, channel: int = 0, at: int) -> None:
+    def announce(self, route: Route, *, channel: int = 0, wire: str = "", at: int) -> None:
         """Tell every rank of experts how many rows it will get."""
         counts = [(rank, torch.tensor([len(rows)])) for rank, rows in route.rows]
         given = [(rank, count.to(self.view.device)) for rank, count in counts]
-        self.transport.exchange(given, [], at + self.base, channel)
+        self._exchange(given, [], at, channel, wire)
 
     def arrivals(
-        self, source: Members, target: Members, parts: Sequence[str], *, channel: int = 0, at: int
+        self,
+        source: Members,
+        target: Members,
+        parts: Sequence[str],
+        *,
+        channel: int = 0,
+        wire: str = "",
+        at: int,
     ) -> Arrivals:
         """How many rows come from which rank."""
         ranks = senders(self.view, source, target, self.view.parts(tuple(parts)))
         wanted = [(rank, (1,), torch.int64) for rank in ranks]
-        found = self.transport.exchange([], wanted, at + self.base, channel)
+        found = self._exchange([], wanted, at, channel, wire)
         return Arrivals(tuple((r, int(n)) for r, n in zip(ranks, found, strict=True)))
 
-    def dispatch(self, x: Tensor, route: Route, *, channel: int = 0, at: int) -> None:
+    def dispatch(
+        self, x: Tensor, route: Route, *, channel: int = 0, wire: str = "", at: int
+    ) -> None:
         """Send the rows of `x` [t, ...] to the ranks of their experts."""
         given = [(rank, x.index_select(0, rows)) for rank, rows in route.rows]
-        self.transport.exchange(given, [], at + self.base, channel)
+        self._exchange(given, [], at, channel, wire)
 
     def collect(
         self, dtype: torch.dtype, tail: Sequence[int], arrivals: Arrivals, *, channel: int = 0,
-        at: int,
+        wire: str = "", at: int,
     ) -> Tensor:  # fmt: skip
         """Receive rows [n, *tail], those of the lowest source first."""
         wanted = [(rank, (count, *tail), dtype) for rank, count in arrivals.counts]
-        found = self.transport.exchange([], wanted, at + self.base, channel)
+        found = self._exchange([], wanted, at, channel, wire)
         return torch.cat(found)
 
-    def give_back(self, y: Tensor, arrivals: Arrivals, *, channel: int = 0, at: int) -> None:
+    def give_back(
+        self, y: Tensor, arrivals: Arrivals, *, channel: int = 0, wire: str = "", at: int
+    ) -> None:
         """Send the results of received rows back to where they came from."""
         pieces = y.split([count for _, count in arrivals.counts])
         given = [(rank, piece) for (rank, _), piece in zip(arrivals.counts, pieces, strict=True)]
-        self.transport.exchange(given, [], at + self.base, channel)
+        self._exchange(given, [], at, channel, wire)
 
     def combine(
-        self, dtype: torch.dtype, tail: Sequence[int], route: Route, *, channel: int = 0, at: int
+        self,
+        dtype: torch.dtype,
+        tail: Sequence[int],
+        route: Route,
+        *,
+        channel: int = 0,
+        wire: str = "",
+        at: int,
     ) -> Tensor:
         """Receive the results of this rank's rows and sum them: [t, *tail]."""
         wanted = [(rank, (len(rows), *tail), dtype) for rank, rows in route.rows]
-        found = self.transport.exchange([], wanted, at + self.base, channel)
+        found = self._exchange([], wanted, at, channel, wire)
         pairs = [(rows, x) for (_, rows), x in zip(route.rows, found, strict=True)]
         return added(route.tokens, tail, pairs)
 
+    def _exchange(
+        self, sends: Sequence[tuple[int, Tensor]],
+        recvs: Sequence[tuple[int, tuple[int, ...], torch.dtype]], at: int, channel: int, wire: str,
+    ) -> list[Tensor]:  # fmt: skip
+        """Send and receive, in a wire type; what a rank gives itself stays as it is."""
+        place, own = at + self.base, self.view.rank
+        if not wire or self.view.exact:
+            return self.transport.exchange(sends, recvs, place, channel)
+        given = [
+            (rank, x if rank == own else self.wires.message(wire, f"{place} to {rank}", x))
+            for rank, x in sends
+        ]
+        wanted = [
+            one if one[0] == own else (one[0], (message_bytes(wire, one[1]),), torch.uint8)
+            for one in recvs
+        ]
+        found = self.transport.exchange(given, wanted, place, channel)
+        return [
+            x if rank == own else opened(wire, x, shape, dtype)
+            for x, (rank, shape, dtype) in zip(found, recvs, strict=True)
+        ]
+
     def send(
         self, x: Tensor, source: Members, has: Sequence[Dim], target: Members,
-        wants: Sequence[Dim], at: int, channel: int = 0,
+        wants: Sequence[Dim], at: int, channel: int = 0, wire: str = "",
     ) -> None:  # fmt: skip
         """Send this rank's part of a value to the ranks of `target` that want it."""
         routes = self._routes(source, has, target, wants)
-        self.transport.exchange(self._outgoing(x, routes), [], at + self.base, channel)
+        self._exchange(self._outgoing(x, routes), [], at, channel, wire)
 
     def recv(
         self, dtype: torch.dtype, source: Members, has: Sequence[Dim], target: Members,
-        wants: Sequence[Dim], at: int, channel: int = 0,
+        wants: Sequence[Dim], at: int, channel: int = 0, wire: str = "",
     ) -> Tensor:  # fmt: skip
         """Receive what this rank wants of a value that the ranks of `source` hold."""
         routes = self._routes(source, has, target, wants)
-        return self._incoming(None, dtype, routes, [], at, channel)
+        return self._incoming(None, dtype, routes, [], at, channel, wire)
 
     def transfer(
         self, x: Tensor, source: Members, has: Sequence[Dim], target: Members,
-        wants: Sequence[Dim], at: int, channel: int = 0,
+        wants: Sequence[Dim], at: int, channel: int = 0, wire: str = "",
     ) -> Tensor:  # fmt: skip
         """Send and receive, on a rank of both stages."""
         routes = self._routes(source, has, target, wants)
-        return self._incoming(x, x.dtype, routes, self._outgoing(x, routes), at, channel)
+        return self._incoming(x, x.dtype, routes, self._outgoing(x, routes), at, channel, wire)
 
     def _outgoing(self, x: Tensor, routes: _Routes) -> list[tuple[int, Tensor]]:
         return [(rank, cut(x, spots)) for rank, spots in routes.sends]
 
     def _incoming(
         self, x: Tensor | None, dtype: torch.dtype, routes: _Routes, sends: list, at: int,
-        channel: int,
+        channel: int, wire: str,
     ) -> Tensor:  # fmt: skip
         wanted = [(r, tuple(length(s) for s in spots), dtype) for r, spots in routes.recvs]
-        found = self.transport.exchange(sends, wanted, at + self.base, channel)
+        found = self._exchange(sends, wanted, at, channel, wire)
         if len(found) == 1 and x is None and tuple(found[0].shape) == routes.shape:
             return found[0]
         out = torch.empty(routes.shape, dtype=dtype, device=self.view.device)

@@ -27,17 +27,24 @@ def reduce_scatter(
     peers: Peers, at: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The sums of `xs` over the peers, of which each keeps its spots: spots[i][peer] = (dim, ranges)."""
+    shares, shapes = shares_of(xs, spots, peers)
+    return unpacked(transport.reduce_scatter(shares, peers.group, at), shapes)
+
+
+def shares_of(
+    xs: Sequence[Tensor], spots: Sequence[Sequence[tuple[int, Ranges]]], peers: Peers
+) -> tuple[list[Tensor], list[tuple[int, ...]]]:
+    """What each member of the group keeps of `xs` as one flat buffer, and this rank's shapes."""
     order = [peers.ranks.index(rank) for rank in peers.group]
     shares = [
         torch.cat([take(x, *rows[peer]).reshape(-1) for x, rows in zip(xs, spots, strict=True)])
         for peer in order
     ]
-    mine = peers.own
     shapes = [
         resized(x, dim, length(ranges))
-        for x, (dim, ranges) in zip(xs, (rows[mine] for rows in spots), strict=True)
+        for x, (dim, ranges) in zip(xs, (rows[peers.own] for rows in spots), strict=True)
     ]
-    return unpacked(transport.reduce_scatter(shares, peers.group, at), shapes)
+    return shares, shapes
 
 
 def all_gather(
@@ -63,11 +70,6 @@ def all_gather(
         join([by_peer[peer][index] for peer in range(len(order))], dim, frame, pieces)
         for index, (dim, frame, pieces) in enumerate(cuts)
     )
-
-
-def in_type(xs: Sequence[Tensor], dtype: torch.dtype | None) -> tuple[Tensor, ...]:
-    """The tensors in another type, if one is given."""
-    return tuple(xs) if dtype is None else tuple(x.to(dtype) for x in xs)
 
 
 def unpacked(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:

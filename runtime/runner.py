@@ -64,6 +64,7 @@ class Runner:
         self.source = weights
         self.sizes = dict(sizes or {})
         self.dtype = dtype
+        self.exact = False  # whether wire types of the plan are left out
         self._ready: dict[str, tuple[View, Comm, dict[str, Tensor]]] = {}
         self._shared: dict[str, Tensor] = {}
         self.moved = 0
@@ -159,6 +160,7 @@ class Runner:
             weights = load_weights(
                 program["weights"], view, self.source, self.artifact, self._shared, self.dtype
             )
+            view.exact = self.exact
             comm = self.comm_class(self.transport, view)
             self._ready[file] = (view, comm, self.prepared(weights, program))
         return self._ready[file]

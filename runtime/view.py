@@ -78,6 +78,7 @@ class View:
         self.one = Dim.join("mul", ())
         self.dtype = dtype
         self.owners = Owners()
+        self.exact = False  # whether wire types are left out, so that results can be compared
         self._others: dict[str, View] = {}
         self._parts: dict[str, Part] = {}
         self._peers: dict[tuple[Part, ...], Peers] = {}

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from plancc.ir.program import Accumulate, Bucket, Collective, Held, operands
 from plancc.passes.gradients.activity import Entry
 from plancc.passes.gradients.reduce import wire_of
@@ -16,7 +14,7 @@ Key = tuple[Any, ...]
 
 def fuse_moves(
     entries: Sequence[Entry], weights: Mapping[str, Held], unit_of: Callable[[str], str],
-    wires: Mapping[Any, torch.dtype],
+    wires: Mapping[Any, str],
 ) -> list[Entry]:  # fmt: skip
     """Entries with the gatherings of a unit's weights made together where the first one stood, and the
     scatterings of their gradients where the last one stood. `unit_of` names the unit of a weight."""
@@ -40,7 +38,7 @@ def fuse_moves(
             moved.setdefault(members[0], []).append(bucket(entries, members))
     for members in scatters.values():
         wire = wire_of(wires, entries[members[0]][1].parts)  # type: ignore[union-attr]
-        if len(members) > 1 or wire is not None:
+        if len(members) > 1 or wire:
             sums = [taker[entries[i][1].out.name] for i in members]  # type: ignore[union-attr]
             gone.update(members, sums)
             last = max(members)
@@ -59,9 +57,7 @@ def move_key(step: Collective, unit: str) -> Key:
     return (step.kind, step.out.stage, step.parts, step.out.dtype, unit)
 
 
-def bucket(
-    entries: Sequence[Entry], members: Sequence[int], wire: torch.dtype | None = None
-) -> Entry:
+def bucket(entries: Sequence[Entry], members: Sequence[int], wire: str = "") -> Entry:
     """One bucket of several moves."""
     steps = [entries[i][1] for i in members]
     found = [step for step in steps if isinstance(step, Collective)]

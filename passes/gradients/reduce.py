@@ -10,8 +10,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from plancc.dsl.plan import Call, ResolvedPlan
 from plancc.ir.graph import Ref
 from plancc.ir.layout import Layout, Move, Stage, plan_moves
@@ -51,9 +49,7 @@ class Buckets:
 
     names: Names
     limits: Mapping[Any, int] = field(default_factory=dict)  # (mesh, axis) -> bytes of a bucket
-    wires: Mapping[Any, torch.dtype] = field(
-        default_factory=dict
-    )  # (mesh, axis) -> type on the wire
+    wires: Mapping[Any, str] = field(default_factory=dict)  # (mesh, axis) -> type on the wire
     out: list[Entry] = field(default_factory=list)
 
     def run(self, paths: Sequence[Path], suffix: str) -> None:
@@ -80,7 +76,7 @@ class Buckets:
             replace(p.held, name=self.names.fresh(f"{p.held.name}_{suffix}"), layout=m.after)
             for p, m in zip(paths, moves, strict=True)
         )
-        wire = wire_of(self.wires, parts) if suffix != "full" else None
+        wire = wire_of(self.wires, parts) if suffix != "full" else ""
         step = Bucket(
             kind, tuple(p.held.name for p in paths), outs, moves, parts, Origin("", "", None), wire
         )
@@ -89,10 +85,10 @@ class Buckets:
             path.held = out
 
 
-def wire_of(wires: Mapping[Any, torch.dtype], parts: State) -> torch.dtype | None:
+def wire_of(wires: Mapping[Any, str], parts: State) -> str:
     """The type in which gradients travel along `parts`, if the plan gives one."""
-    found = {wires.get((mesh_of(part.mesh), part.axis)) for part in parts}
-    return next(iter(found)) if len(found) == 1 else None
+    found = {wires.get((mesh_of(part.mesh), part.axis), "") for part in parts}
+    return next(iter(found)) if len(found) == 1 else ""
 
 
 def chunks(paths: Iterable[Path], limit: int) -> Iterable[list[Path]]:

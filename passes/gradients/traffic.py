@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from plancc.dsl.diagnostics import Report
-from plancc.dsl.plan import Comm, ResolvedPlan
+from plancc.dsl.plan import Comm
 from plancc.ir.mesh import mesh_of
 from plancc.ir.program import Accumulate, Bucket, Collective, Launch, TakeGrad, operands, produced
 from plancc.passes.base import Training, Unit
 from plancc.passes.gradients.activity import Entry
 from plancc.passes.overlap_transfers import active_comms
-
-WIRES = {
-    "fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
-}  # fmt: skip
 
 
 def check_state_traffic(
@@ -83,14 +77,3 @@ def gradient_moves(entries: list[Entry]) -> Iterator[Bucket | Collective]:
         if outs & summed or set(operands(move)) & taken:
             taken |= outs
             yield move
-
-
-def wires(plan: ResolvedPlan) -> dict[tuple[str, str], torch.dtype]:
-    """(mesh, axis) -> type in which gradients travel, where the plan gives one."""
-    return {
-        (str(comm.mesh), str(comm.axis)): WIRES[str(setting.value)]
-        for comm in plan.comms
-        if comm.kind == "tensors" and "grads" in comm.tensors
-        for setting in comm.settings
-        if setting.name == "dtype" and str(setting.value) in WIRES
-    }

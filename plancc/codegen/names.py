@@ -6,7 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 from plancc.ir.layout import Part
-from plancc.ir.program import Origin, RankProgram
+from plancc.ir.program import Edge, Origin, RankProgram
 
 SPECIAL = {
     "plancc.cache_append.default": "kv.append({given})",
@@ -26,6 +26,13 @@ def function_call(target: str, args: list[str]) -> str:
     if namespace == "plancc":
         return f"ops.{rest.removesuffix('.default')}({given})"
     return f"{target}({given})" if namespace == "aten" else f"torch.ops.{target}({given})"
+
+
+def edge_options(edge: Edge) -> str:
+    """The channel and wire type of a transfer, as further arguments."""
+    channel = f", channel={edge.channel}" if edge.channel else ""
+    lossy = edge.wire and edge.dtype.is_floating_point
+    return channel + (f", wire={edge.wire!r}" if lossy else "")
 
 
 def plan_line(origin: Origin) -> str:

@@ -12,7 +12,14 @@ from typing import Any
 import sympy
 import torch
 
-from plancc.codegen.names import function_call, part_text, plan_line, ranks_text, weight_key
+from plancc.codegen.names import (
+    edge_options,
+    function_call,
+    part_text,
+    plan_line,
+    ranks_text,
+    weight_key,
+)
 from plancc.codegen.routed import RoutedRows
 from plancc.codegen.sections import (
     SILENT,
@@ -255,7 +262,7 @@ class _Emitter:
                 for m, layout in zip(step.moves, layouts, strict=True)
             ]
             dims = f"({''.join(rows).rstrip()}), "
-        wire = f", wire={self.argument(step.wire)}" if step.wire else ""
+        wire = f", wire={step.wire!r}" if step.wire else ""
         return f"{step.kind}_bucket(({given}), {dims}{self.parts(step.parts)}{wire}, at={at})"
 
     def bucket(self, at: int, step: Bucket) -> None:
@@ -287,7 +294,7 @@ class _Emitter:
         edge = step.edge
         source = f"{self.stage(edge.source)}, {self.sizes(edge.before)}"
         target = f"{self.stage(edge.target)}, {self.sizes(edge.after)}"
-        channel = f", channel={edge.channel}" if edge.channel else ""
+        channel = edge_options(edge)
         if isinstance(step, Send):
             text = f"comm.send({self.local(step.operand)}, {source}, {target}{channel}, at={at})"
             self.line(text, f"to {edge.target}")

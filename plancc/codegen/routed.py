@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from plancc.codegen.names import edge_options
 from plancc.ir.program import Compute, LocalStart, Recv, Send, Transfer
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class RoutedRows:
         """The source's side."""
         edge, emitter = step.edge, self.emitter
         operand = emitter.local(step.operand)
-        channel = f", channel={edge.channel}" if edge.channel else ""
+        channel = edge_options(edge)
         if edge.way == "counts":
             text = f"comm.announce({operand}{channel}, at={at})"
         else:
@@ -57,7 +58,7 @@ class RoutedRows:
     def take(self, at: int, step: Recv | Transfer) -> None:
         """The target's side."""
         edge, emitter = step.edge, self.emitter
-        channel = f", channel={edge.channel}" if edge.channel else ""
+        channel = edge_options(edge)
         if edge.way == "counts":
             home, target = emitter.stage(edge.source), emitter.stage(edge.target)
             call = f"comm.arrivals({home}, {target}, {self.parts(edge.parts)}{channel}, at={at})"

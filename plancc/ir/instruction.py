@@ -84,6 +84,7 @@ class Edge:
     `channel` keeps streams of messages apart: 1 for gradients, others for values that skip pipeline stages.
     `way` is that of routed rows: "counts" (how many come), "scatter" (tokens to the ranks of their experts),
     "gather" (results back, summed); `routes` names what each side knows of it: (source's, target's).
+    `wire` is the type in which values travel, if not their own.
     """
 
     index: int
@@ -97,6 +98,7 @@ class Edge:
     way: str = ""
     routes: tuple[str, str] = ("", "")
     parts: tuple[Part, ...] = ()
+    wire: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from plancc.ir.instruction import Collective, Held, Origin
 from plancc.ir.layout import Move, Part, Stage
 
@@ -75,7 +73,7 @@ class Bucket:
     moves: tuple[Move, ...]
     parts: tuple[Part, ...]
     origin: Origin
-    wire: torch.dtype | None = None
+    wire: str = ""
 
     @property
     def out(self) -> Held:

@@ -210,7 +210,9 @@ class Verification:
 
     def runner(self, transport: Transport) -> Runner:
         """One rank on the verification's weights."""
-        return Runner(self.artifact, transport, self.source(), sizes=self.sizes, dtype=self.dtype)
+        found = Runner(self.artifact, transport, self.source(), sizes=self.sizes, dtype=self.dtype)
+        found.exact = True
+        return found
 
     def source(self) -> Loaded:
         """The weights that all ranks read."""

@@ -191,7 +191,7 @@ UNSUPPORTED = {
     "fa_pool": set(),
     "fsdp": set(),
     "deepseek_ep": {"routing within groups of experts", "balancing of experts", "spare experts",
-                    "a choice of collective", "a wire type",
+                    
                     "a layout other than contiguous (keys: or zigzag)",
                     "a plan for decode alone"},
     "tp8_pp2": set(),

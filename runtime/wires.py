@@ -1,0 +1,99 @@
+"""Compressed traffic at run time: messages and sums in a wire type, and what that lost.
+
+A sum over ranks travels twice, in the wire type: every rank's part for each, then the summed parts; sums are
+float32. With error feedback what a step lost is added to the next one's values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from plancc.ops.wire import ErrorFeedback, WireType, wire_type
+from plancc.runtime.transport import Group, Transport
+
+
+@cache
+def read_wire(text: str) -> WireType:
+    """Read `bf16`, `int8/128` or `int8/128/feedback`."""
+    name, *rest = text.split("/")
+    options: dict[str, object] = {"block": int(rest[0])} if rest else {}
+    if "feedback" in rest:
+        options["error_feedback"] = True
+    return wire_type(name, options)
+
+
+class Wires:
+    """The compression of one rank: residuals and measured errors, by wire type and place."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, ErrorFeedback] = {}
+
+    def of(self, text: str) -> ErrorFeedback:
+        """What belongs to one wire type."""
+        if text not in self.kept:
+            self.kept[text] = ErrorFeedback(read_wire(text))
+        return self.kept[text]
+
+    def errors(self) -> dict[str, float]:
+        """Wire type -> mean relative error of all that was sent in it so far."""
+        found = {}
+        for text, kept in self.kept.items():
+            means = [x for x in kept.mean_errors().values() if x == x]
+            if means:
+                found[text] = sum(means) / len(means)
+        return found
+
+    def message(self, text: str, key: str, x: Tensor) -> Tensor:
+        """The bytes that travel for `x`."""
+        kept = self.of(text)
+        return kept.wire.to_bytes(kept.compress(key, x.contiguous()))
+
+
+def opened(text: str, message: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The tensor that a message holds."""
+    wire = read_wire(text)
+    return wire.unpack(wire.from_bytes(message, torch.Size(shape).numel()), shape, dtype)
+
+
+def message_bytes(text: str, shape: Sequence[int]) -> int:
+    """The size of the message for a tensor of `shape`."""
+    return read_wire(text).nbytes(torch.Size(shape).numel())
+
+
+def sum_of(
+    transport: Transport, wires: Wires, text: str, x: Tensor, group: Group, at: int, key: str
+) -> Tensor:  # fmt: skip
+    """The sum of flat `x` over the group, the same on all its ranks."""
+    spans = [
+        (x.numel() * i // len(group), x.numel() * (i + 1) // len(group)) for i in range(len(group))
+    ]
+    part = scattered_sum(transport, wires, text, [x[a:b] for a, b in spans], group, at, key)
+    mine = wires.message(text, f"{key} sum", part)
+    sizes = [(message_bytes(text, (b - a,)),) for a, b in spans]
+    found = transport.all_gather(mine, group, sizes, at)
+    return torch.cat(
+        [opened(text, m, (b - a,), x.dtype) for m, (a, b) in zip(found, spans, strict=True)]
+    )
+
+
+def scattered_sum(
+    transport: Transport, wires: Wires, text: str, parts: Sequence[Tensor], group: Group, at: int,
+    key: str,
+) -> Tensor:  # fmt: skip
+    """The sum over the group of what its ranks have for this one; parts[i] goes to group[i]."""
+    own = parts[group.index(transport.rank)]
+    messages = [
+        wires.message(text, f"{key} to {rank}", part)
+        for rank, part in zip(group, parts, strict=True)
+    ]
+    shapes = [(message_bytes(text, own.shape),)] * len(group)
+    found = transport.all_to_all(messages, group, shapes, at)
+    exact = torch.promote_types(own.dtype, torch.float32)
+    total = torch.zeros(own.shape, dtype=exact, device=own.device)
+    for message in found:
+        total += opened(text, message, own.shape, exact)
+    return total.to(own.dtype)
