@@ -142,7 +142,7 @@ def trainable(unit: Unit) -> dict[str, Held]:
         weight.held.name: weight.held
         for weights in unit.weights.values()
         for weight in weights
-        if weight.kind == "param" and weight.held.dtype.is_floating_point
+        if weight.kind == "param" and not weight.frozen and weight.held.dtype.is_floating_point
     }
 
 

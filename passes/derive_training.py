@@ -47,6 +47,9 @@ def derive_training(graph: Graph) -> Graph:
     Without logits and without a loss of its own the loss is the sum of squares of all floating outputs
     times `scale`, which verification uses for encoders. Raises NotTrainable where nothing is differentiable.
     """
+    weights = [param for param in graph.params.values() if param.kind == "param"]
+    if weights and all(param.frozen for param in weights):
+        raise NotTrainable("every parameter of the model is frozen (requires_grad = False)")
     kind = loss_kind(graph)
     work = _Loss(graph)
     if kind == "own":

@@ -252,7 +252,7 @@ class _Builder:
         param = self.unit.graph.params[value]
         layout = self.stored.get((value, stage)) or self.whole(value)
         held = self.hold(value, stage, layout, value)
-        weight = Weight(held, param.fqns, param.kind)
+        weight = Weight(held, param.fqns, param.kind, param.frozen)
         self.weights.setdefault(stage, []).append(weight)
 
     def recompute(self, node: Node, stage: Stage) -> None:

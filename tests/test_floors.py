@@ -16,7 +16,8 @@ FLOORS = {
     "plancc/ops": ("dsl", "ops"),
     "passes": ("dsl", "ir", "ops", "passes", "models"),
     "plancc/codegen": ("dsl", "ir", "codegen"),
-    "runtime": ("dsl", "ir", "ops", "runtime"),
+    "plancc/balance": ("balance",),
+    "runtime": ("dsl", "ir", "ops", "balance", "runtime"),
     "plancc/verify": ("dsl", "ir", "ops", "passes", "codegen", "runtime", "verify", "compiler", "models"),
 }  # fmt: skip
 HEAVY = ("torch", "networkx", "numpy", "transformers", "sympy")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from plancc.ir.graph import BATCH, TOKENS, Graph
+from plancc.ir.graph import BATCH, TOKENS, Graph, Param
 from plancc.models import LoadedModel, ModelError
 from plancc.passes.capture.attention import recognise_attention
 from plancc.passes.capture.convert import Converted, convert
@@ -62,8 +62,19 @@ def capture(
     nodes, params, outputs = simplify(nodes, traced.params, traced.inputs, outputs)
     modules = {path: type(part).__name__ for path, part in model.named_modules()}
     inputs_seen = tuple(traced.inputs)
+    params = with_frozen(params, model)
     graph = Graph(tuple(nodes), params, inputs_seen, outputs, modules, limits=traced.limits)
     return name_logits(recognise_experts(recognise_attention(graph)), model)
+
+
+def with_frozen(params: Mapping[str, Param], model: nn.Module) -> dict[str, Param]:
+    """The parameters with a mark on those that the model does not train."""
+    held = dict(model.named_parameters(remove_duplicate=False))
+    still = {name for name, param in held.items() if not param.requires_grad}
+    return {
+        name: replace(param, frozen=param.kind == "param" and bool(still.intersection(param.fqns)))
+        for name, param in params.items()
+    }
 
 
 def traced_layers(

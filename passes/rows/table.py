@@ -105,6 +105,7 @@ TABLE: tuple[Row, ...] = (
         namespace="plancc",
     ),
     Row("v h, ... -> ... h", "embedding.default", rules=("index_base:v",)),
+    Row("!n !v, !n ->", "cross_entropy_loss.default nll_loss_nd.default nll_loss.default"),
     Row("... v, ... -> ...", "cross_entropy.default", rules=("joined:v",), namespace="plancc"),
     Row("..., !v h -> ... h", "embedding_shard.default", namespace="plancc"),
     Row(moves.index, "index.Tensor"),

@@ -82,6 +82,7 @@ class Param:
     kind: str  # "param" | "buffer" | "const"
     data: torch.Tensor | None = None
     persistent: bool = True
+    frozen: bool = False  # a parameter with requires_grad = False: training leaves it as it is
 
 
 @dataclass(frozen=True, slots=True)

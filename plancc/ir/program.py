@@ -93,6 +93,7 @@ class Weight:
     held: Held
     fqns: tuple[str, ...]
     kind: str
+    frozen: bool = False
 
 
 @dataclass(frozen=True, slots=True)

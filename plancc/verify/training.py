@@ -82,7 +82,7 @@ def expected_step(
         if param.kind == "param":
             name = next(f for f in param.fqns if f in params)
             leaf = params[name].detach().clone()
-            leaves[name] = leaf.requires_grad_(leaf.is_floating_point())
+            leaves[name] = leaf.requires_grad_(leaf.is_floating_point() and not param.frozen)
             by_name.update(dict.fromkeys(param.fqns, leaf))
     with torch.enable_grad():
         loss = run_graph(graph, by_name, inputs)[LOSS]

@@ -63,6 +63,11 @@ class Choice(Corners):
         return self.head(self.body(input_ids)).argmax(-1)
 
 
+def captured_frozen():
+    """A captured model that trains nothing."""
+    return capture(randomise(Corners()).requires_grad_(False))
+
+
 def corners(kind: type[nn.Module] = Corners, frozen: str = ""):
     """A captured graph; parameters of module `frozen` need no gradient."""
     model = randomise(kind())
@@ -79,8 +84,18 @@ def test_unused_and_scalar_parameters_and_values_of_two_stages(where: str) -> No
 
 @pytest.mark.parametrize("module", ["up", "first", "head"])
 def test_a_frozen_module(module: str) -> None:
-    """The others' gradients are right."""
+    """The others' gradients are right, and the frozen ones have none."""
     train(HEAD + ONE + SPLIT, corners(frozen=module))
+    lowered = lower(HEAD + ONE + SPLIT, corners(frozen=module), phases=("train",))
+    unit = lowered.compiled.units[0]
+    assert unit.training is not None and unit.training.gradients
+    assert not [name for name in unit.training.gradients if f"_{module}_" in name]
+
+
+def test_a_frozen_model_is_refused() -> None:
+    """There would be nothing to train."""
+    with pytest.raises(NotTrainable, match="frozen"):
+        lower(HEAD + ONE, captured_frozen(), phases=("train",))
 
 
 @pytest.mark.parametrize("where", [ONE, TWO + "place last, head on y\n"])
