@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plancc.runtime import packed
+from plancc.runtime import hierarchy, packed
 from plancc.runtime.dims import Dim, Ranges, intersect, length, within
 from plancc.runtime.pieces import cut, join, put, resized, take
 from plancc.runtime.routes import Arrivals, Route, added, find_route, senders
@@ -51,9 +51,11 @@ class Comm:
         return self._starter
 
     def all_reduce(self, x: Tensor, parts: Parts, at: int) -> Tensor:
-        """The sum of `x` over the ranks along `parts`."""
-        peers = self.view.peers(self.view.parts(parts))
-        return self.transport.all_reduce(x, peers.group, at + self.base)
+        """The sum of `x` over the ranks along `parts`: node by node where they span several."""
+        group = self.view.peers(self.view.parts(parts)).group
+        if hierarchy.pays(group, self.view.nodes, x.nbytes):
+            return hierarchy.all_reduce(self.transport, x, group, self.view.nodes, at + self.base)
+        return self.transport.all_reduce(x, group, at + self.base)
 
     def all_gather(self, x: Tensor, dim: int, d: Dim, parts: Parts, at: int) -> Tensor:
         """Make dim `dim` (local Dim `d`) whole along `parts`."""
@@ -130,7 +132,7 @@ class Comm:
         """`all_reduce` of several tensors at once; they travel as `wire`."""
         group = self.view.peers(self.view.parts(parts)).group
         if not self._lossy(wire, group):
-            return packed.all_reduce(self.transport, xs, group, at + self.base)
+            return packed.all_reduce(self.transport, xs, group, at + self.base, self.view.nodes)
         flat = torch.cat([x.reshape(-1) for x in xs])
         place = at + self.base
         total = sum_of(self.transport, self.wires, wire, flat, group, place, str(place))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from plancc.runtime import hierarchy
 from plancc.runtime.dims import Ranges, length
 from plancc.runtime.pieces import join, resized, take
 from plancc.runtime.transport import Group, Transport
@@ -14,10 +15,13 @@ from plancc.runtime.view import Peers
 
 
 def all_reduce(
-    transport: Transport, xs: Sequence[Tensor], group: Group, at: int
+    transport: Transport, xs: Sequence[Tensor], group: Group, at: int, nodes: Sequence[int] = ()
 ) -> tuple[Tensor, ...]:
-    """The sums of `xs` over the group."""
+    """The sums of `xs` over the group, node by node where that pays."""
     flat = torch.cat([x.reshape(-1) for x in xs])
+    if hierarchy.pays(group, nodes, flat.nbytes):
+        total = hierarchy.all_reduce(transport, flat, group, nodes, at)
+        return unpacked(total, [tuple(x.shape) for x in xs])
     work = getattr(transport, "all_reduce_given", transport.all_reduce)
     return unpacked(work(flat, group, at), [tuple(x.shape) for x in xs])
 

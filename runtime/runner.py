@@ -161,6 +161,7 @@ class Runner:
                 program["weights"], view, self.source, self.artifact, self._shared, self.dtype
             )
             view.exact = self.exact
+            view.nodes = tuple(self.artifact.manifest.get("nodes", ()))
             comm = self.comm_class(self.transport, view)
             self._ready[file] = (view, comm, self.prepared(weights, program))
         return self._ready[file]

@@ -78,6 +78,9 @@ class View:
         self.one = Dim.join("mul", ())
         self.dtype = dtype
         self.owners = Owners()
+        self.nodes: tuple[
+            int, ...
+        ] = ()  # the node of each rank, where the plan's cluster has nodes
         self.exact = False  # whether wire types are left out, so that results can be compared
         self._others: dict[str, View] = {}
         self._parts: dict[str, Part] = {}

@@ -227,6 +227,7 @@ def _fill(aside: Path, plan, world, sets, graph: Graph, facts, weights) -> None:
             for name, grid in world.grids.items()
         },
         "pools": pools_json(plan, world),
+        "nodes": [d // world.per_node for d in world.devices] if world.per_node else [],
         "inputs": {k: list(v) for k, v in plan.inputs.items()},
         "limits": dict(graph.limits),
         "params": params_json(graph),
