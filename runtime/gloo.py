@@ -20,7 +20,7 @@ from plancc.runtime.distributed import DistributedTransport
 from plancc.runtime.transport import Group
 
 SMALL = 1 << 18  # bytes up to which all_reduce gathers and adds, instead of going round a ring
-LARGE = 1 << 20  # bytes of a part from which the copies of an all-to-all cost more than it saves
+LARGE = 1 << 21  # bytes of a part from which the copies of an all-to-all cost more than it saves
 RING_DTYPES = {
     torch.float64, torch.float32, torch.float16, torch.bfloat16,
     torch.int64, torch.int32, torch.int8, torch.uint8,
@@ -43,6 +43,7 @@ class GlooTransport(DistributedTransport):
         self._traded: dict[Group, int] = {}
         self.members = members or tuple(range(world))
         self._place = {member: place for place, member in enumerate(self.members)}
+        self.messages = messages
         alone = len(self.members) == 1 or not messages
         self._pairs = None if alone else self._connect("pairs", self.members, lazy=False)
 

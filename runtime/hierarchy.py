@@ -1,7 +1,7 @@
 """All-reduce over groups that span nodes: inside the nodes first, then across, then back inside.
 
-A node scatters the sum over its own ranks, so each of its links to other nodes carries only a share; shares of
-nodes with different numbers of ranks meet where they overlap. Sums across nodes are made in order of the nodes.
+A node scatters the sum over its own ranks, so each of its links to other nodes carries only a share; shares
+of nodes with different numbers of ranks meet where they overlap. Nodes are added in order.
 """
 
 from __future__ import annotations

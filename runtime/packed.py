@@ -19,7 +19,8 @@ def all_reduce(
 ) -> tuple[Tensor, ...]:
     """The sums of `xs` over the group, node by node where that pays."""
     flat = torch.cat([x.reshape(-1) for x in xs])
-    if hierarchy.pays(group, nodes, flat.nbytes):
+    sends = getattr(transport, "messages", True)  # a lane has no messages
+    if sends and hierarchy.pays(group, nodes, flat.nbytes):
         total = hierarchy.all_reduce(transport, flat, group, nodes, at)
         return unpacked(total, [tuple(x.shape) for x in xs])
     work = getattr(transport, "all_reduce_given", transport.all_reduce)
