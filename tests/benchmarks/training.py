@@ -16,10 +16,20 @@ SIZES = {"layers": 4, "hidden": 512, "heads": 8, "ffn": 1408, "vocab": 4096, "ma
 SIDES = ("ours", "theirs")
 BATCH, TOKENS = 4, 256
 CASES = {
-    "tp": "tp", "tp, loss_parallel": "tp", "sp, loss_parallel": "sp", "ddp": "dp",
-    "fsdp2": "fsdp", "1f1b": "pipeline",
-}  # fmt: skip
-"""Case of the torch side -> plan."""
+    "TP 2": ("tp", "tp"),
+    "TP 2, loss_parallel": ("tp, loss_parallel", "tp"),
+    "TP 2 and sequence parallelism, loss_parallel": ("sp, loss_parallel", "sp"),
+    "DDP": ("ddp", "dp"),
+    "DDP; ours with overlap": ("ddp", "dp_ahead"),
+    "FSDP2": ("fsdp2", "fsdp"),
+    "FSDP2; ours with overlap": ("fsdp2", "fsdp_ahead"),
+    "Schedule1F1B, 2 stages, 4 micro-batches": ("1f1b", "pipeline"),
+}
+"""Case -> (step of the torch side, plan)."""
+ABOUT = (
+    f"Training step, {SIZES['layers']} layers, hidden {SIZES['hidden']}, vocab {SIZES['vocab']}, batch "
+    f"{BATCH} x {TOKENS} tokens, two gloo ranks, against hand-written torch (`emitted : torch`):"
+)
 
 
 def measure(case: str, rounds: int) -> dict[str, Any]:
@@ -31,6 +41,7 @@ def measure(case: str, rounds: int) -> dict[str, Any]:
     from plancc.models import load_model
     from plancc.runtime.launch import launch
 
+    by_hand, plan = CASES[case]
     torch.manual_seed(0)
     spec = f"{ROOT / 'examples' / 'models.py'}:dense"
     args = {name: str(size) for name, size in SIZES.items()}
@@ -42,20 +53,15 @@ def measure(case: str, rounds: int) -> dict[str, Any]:
             torch.nn.init.normal_(tensor, std=0.02) if tensor.dim() > 1 else tensor.fill_(1.0)
         save_file(initial, weights)
         plancc.api.compile(
-            HERE / "plans" / f"{CASES[case]}.plan", spec, artifact, weights=[weights],
+            HERE / "plans" / f"{plan}.plan", spec, artifact, weights=[weights],
             model_args=args, phases=("train",), verify=False,
         )  # fmt: skip
         payload = {
-            "artifact": artifact, "weights": weights, "store": f"{folder}/store", "case": case,
+            "artifact": artifact, "weights": weights, "store": f"{folder}/store", "torch": by_hand,
             "sizes": SIZES, "batch": BATCH, "tokens": TOKENS, "rounds": rounds,
         }  # fmt: skip
-        ranks = launch(
-            2,
-            "tests.benchmarks.training_rank:measure",
-            payload,
-            time_limit=600.0,
-            start_limit=600.0,
-        )
+        entry = "tests.benchmarks.training_rank:measure"
+        ranks = launch(2, entry, payload, time_limit=600.0, start_limit=600.0)
     return summary(ranks)
 
 

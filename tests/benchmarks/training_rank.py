@@ -78,7 +78,7 @@ def compare(transport: Transport, payload: dict[str, Any]) -> dict[str, Any]:
     ids = torch.randint(vocab, (batch, tokens), generator=generator)
     targets = torch.randint(vocab, (batch, tokens), generator=generator)
     ours = emitted(transport, payload["artifact"], batch, tokens)
-    theirs = STEPS[payload["case"]](model_of(payload["sizes"], payload["weights"]))
+    theirs = STEPS[payload["torch"]](model_of(payload["sizes"], payload["weights"]))
     sides = {"ours": lambda: ours(ids, targets), "theirs": lambda: theirs(ids, targets)}
     losses = {name: [step() for _ in range(TRIED)] for name, step in sides.items()}
     with sent(transport) as mine:
@@ -105,13 +105,14 @@ def sent(transport: Any) -> Iterator[Counters]:
         return found
 
     counts = Counters()
-    transport.counters, before = counts, transport.counters
+    transport.counters.reset()
     transport.exchange = counting
     try:
         yield counts
     finally:
-        transport.counters = before
         del transport.exchange
+    counts.calls.update(transport.counters.calls)
+    counts.bytes.update(transport.counters.bytes)
     if empty:
         counts.calls["exchange"] -= empty
 

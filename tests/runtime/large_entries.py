@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-SIZE = 5 << 20  # bytes
+SIZE = 9 << 20  # bytes
 
 
 def values(rank, dtype, count):
