@@ -50,7 +50,11 @@ def run(args: argparse.Namespace) -> int:
         if not args.model:
             return complain("a plan needs --model") and 2
         import plancc.api as api
+        from plancc.dsl import load_plan
 
+        resolved, _ = load_plan(args.plan, dict(args.sets))
+        if resolved is not None and resolved.facts.get("mode") == "train":
+            return complain(for_training(f"{args.plan} (`mode = train`)"))
         with tempfile.TemporaryDirectory() as aside:
             out = Path(aside) / "artifact"
             say(f"compiling {args.plan} ...")
@@ -69,6 +73,8 @@ def run_artifact(args: argparse.Namespace, folder: Path) -> int:
     from plancc.runtime.prompts import Codec
 
     artifact = load_artifact(folder)
+    if "train" in artifact.phases:
+        return complain(for_training(str(folder)))
     if "prefill" not in artifact.phases:
         return complain(
             "the model has no prefill and decode: use the Python API, Deployment.forward"
@@ -100,6 +106,11 @@ def run_artifact(args: argparse.Namespace, folder: Path) -> int:
         facts["matches_reference"] = matches(args, artifact, ids, found["tokens"])
     show(args, facts)
     return 1 if facts.get("matches_reference") is False else 0
+
+
+def for_training(what: str) -> str:
+    """What to say of a plan or an artifact that does not generate."""
+    return f"{what} is for training, `run` generates: use `plancc train`"
 
 
 def generate(args: argparse.Namespace, artifact: Any, ids: Any) -> dict[str, Any]:
