@@ -49,7 +49,7 @@ def route_experts(
     parts = without([p for _, layout in weights for p in parts_of(layout)], ())
     experts = weights[0][1].dims[0]
     route = Held(work.fresh(f"{node.name}_route"), "", Layout(()), torch.int64, home)
-    args = (Ref(given[1].name), LocalStart(experts))
+    args = (Ref(given[1].name), Ref(given[2].name), LocalStart(experts))
     how = {"home": home, "target": target, "parts": parts}
     work.instructions.append(((home,), Compute(ROUTE, args, how, (route,), origin, node.name)))
     arrivals = Held(work.fresh(f"{node.name}_arrivals"), "", Layout(()), torch.int64, target)

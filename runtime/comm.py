@@ -18,7 +18,7 @@ from plancc.runtime.pieces import cut, join, put, resized, take
 from plancc.runtime.routes import Arrivals, Route, added, find_route, senders
 from plancc.runtime.transport import Transport
 from plancc.runtime.view import Members, Peers, View
-from plancc.runtime.wires import Wires, message_bytes, opened, scattered_sum, sum_of
+from plancc.runtime.wires import Wires, message_bytes, opened, scattered_sums, sums_of
 
 Parts = "str | tuple[str, ...]"
 
@@ -133,10 +133,7 @@ class Comm:
         group = self.view.peers(self.view.parts(parts)).group
         if not self._lossy(wire, group):
             return packed.all_reduce(self.transport, xs, group, at + self.base, self.view.nodes)
-        flat = torch.cat([x.reshape(-1) for x in xs])
-        place = at + self.base
-        total = sum_of(self.transport, self.wires, wire, flat, group, place, str(place))
-        return packed.unpacked(total, [tuple(x.shape) for x in xs])
+        return sums_of(self.transport, self.wires, wire, xs, group, at + self.base)
 
     def reduce_scatter_bucket(
         self, xs: Sequence[Tensor], dims: Sequence[tuple[int, Dim]], parts: Parts, *,
@@ -151,12 +148,8 @@ class Comm:
         ]
         if not self._lossy(wire, peers.group):
             return packed.reduce_scatter(self.transport, xs, spots, peers, at + self.base)
-        place = at + self.base
-        shares, shapes = packed.shares_of(xs, spots, peers)
-        total = scattered_sum(
-            self.transport, self.wires, wire, shares, peers.group, place, str(place)
-        )
-        return packed.unpacked(total, shapes)
+        shares = packed.pieces_of(xs, spots, peers)
+        return scattered_sums(self.transport, self.wires, wire, shares, peers.group, at + self.base)
 
     def _lossy(self, wire: str, group: Sequence[int]) -> bool:
         """Whether a sum travels in another type: not where results are to be exact."""
@@ -183,11 +176,13 @@ class Comm:
         return x if first else torch.zeros_like(x)
 
     def route(
-        self, index: Tensor, source: Members, target: Members, experts: Dim, parts: Sequence[str]
-    ) -> Route:
+        self, index: Tensor, weight: Tensor, source: Members, target: Members, experts: Dim,
+        parts: Sequence[str], at: int,
+    ) -> Route:  # fmt: skip
         """Which of this rank's tokens go to which ranks of experts; `index` [t, k] are the chosen ones."""
+        self.transport.set_position(at + self.base)
         chosen = self.view.parts(tuple(parts))
-        return find_route(self.view, index, source, target, experts, chosen)
+        return find_route(self.view, index, weight, source, target, experts, chosen)
 
     def announce(self, route: Route, *, channel: int = 0, wire: str = "", at: int) -> None:
         """Tell every rank of experts how many rows it will get."""

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from plancc.dsl.errors import Bug
 from plancc.ir.layout import Part
-from plancc.runtime.dims import Dim
+from plancc.ops.routing import check_routing, combine, permute
+from plancc.runtime.dims import Dim, Ranges
 from plancc.runtime.view import Members, View
 
 
@@ -23,6 +26,7 @@ class Route:
 
     tokens: int
     rows: tuple[tuple[int, Tensor], ...]
+    seats: Tensor | None = None  # [t, k]: what the targets get to know as the choices
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,27 +37,40 @@ class Arrivals:
 
 
 def find_route(
-    view: View, index: Tensor, source: Members, target: Members, experts: Dim,
+    view: View, index: Tensor, weight: Tensor, source: Members, target: Members, experts: Dim,
     parts: Sequence[Part],
 ) -> Route:  # fmt: skip
-    """The rows of this source for every target that listens to it; `index` [t, k] are chosen experts."""
+    """The rows of this source for every target that listens to it.
+
+    `index` and `weight` [t, k] are the chosen experts; RoutingError if they are not sound.
+    """
+    check_routing(index, weight, experts.total)
     place = source.ranks.index(view.rank)
-    rows: dict[tuple, Tensor] = {}
-    found = []
-    for rank in listeners(view, target, parts, place):
-        spans = experts.ranges(view.coord_of(rank))
-        if spans not in rows:
-            rows[spans] = choosing(index, spans)
-        found.append((rank, rows[spans]))
-    return Route(index.shape[0], tuple(found))
+    there = {
+        rank: experts.seats(view.coord_of(rank)) for rank in listeners(view, target, parts, place)
+    }
+    total = experts.total
+    if experts.room:
+        index = view.tables.seat(experts.parts[0], total, index, place)
+        total = experts.room * experts.parts[0].count
+    shards = tuple(dict.fromkeys(there.values()))
+    owners = hosts(shards, total, index.device)[index]
+    found, counts = permute(owners, len(shards))
+    rows = dict(zip(shards, found.split(counts.tolist()), strict=True))
+    pairs = tuple((rank, rows[shard]) for rank, shard in there.items())
+    return Route(index.shape[0], pairs, index)
 
 
-def choosing(index: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
-    """The tokens that chose at least one expert within `spans`, ascending."""
-    mine = torch.zeros(index.shape[0], dtype=torch.bool, device=index.device)
-    for low, high in spans:
-        mine |= ((index >= low) & (index < high)).any(-1)
-    return mine.nonzero()[:, 0]
+@lru_cache(maxsize=64)
+def hosts(shards: tuple[Ranges, ...], experts: int, device: torch.device) -> Tensor:
+    """The shard that has each expert [experts] int64, -1 for none; Bug if two have one."""
+    table = torch.full((experts,), -1, dtype=torch.int64)
+    for at, shard in enumerate(shards):
+        for low, high in shard:
+            if bool((table[low:high] >= 0).any()):
+                raise Bug(f"two shards hold one of the experts {low}..{high - 1}")
+            table[low:high] = at
+    return table.to(device)
 
 
 def listeners(
@@ -79,9 +96,5 @@ def senders(
 
 def added(total: int, tail: Sequence[int], found: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Sum rows back into [total, ...]: (positions, values) in order of the ranks they come from."""
-    first = found[0][1]
-    wide = torch.promote_types(first.dtype, torch.float32)
-    out = torch.zeros((total, *tail), dtype=wide, device=first.device)
-    for rows, values in found:
-        out.index_add_(0, rows, values.to(wide))
-    return out.to(first.dtype)
+    rows, values = (torch.cat(pieces) for pieces in zip(*found, strict=True))
+    return combine(rows, values.flatten(1), total).reshape(total, *tail)

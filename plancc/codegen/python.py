@@ -159,7 +159,7 @@ class _Emitter:
         if not isinstance(instruction, SILENT):
             self.comment(instruction.origin)
         if isinstance(instruction, Compute):
-            self.compute(instruction)
+            self.compute(at, instruction)
         elif isinstance(instruction, Collective):
             self.collective(at, instruction)
         elif isinstance(instruction, Merge):
@@ -193,9 +193,9 @@ class _Emitter:
         path = origin.path or "(root)"
         self.line(f"# -- {path}" + (f"   ({where})" if where else ""))
 
-    def compute(self, call: Compute) -> None:
+    def compute(self, at: int, call: Compute) -> None:
         if call.target == "plancc.route.default":
-            self.line(self.rows.route(call), "which rows go to which rank")
+            self.line(self.rows.route(at, call), "which rows go to which rank")
             return
         args = [self.argument(a) for a in call.args]
         args += [f"{k}={self.argument(v)}" for k, v in call.kwargs.items() if k != "device"]

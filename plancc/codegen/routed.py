@@ -17,17 +17,16 @@ class RoutedRows:
     def __init__(self, emitter: _Emitter) -> None:
         self.emitter = emitter
 
-    def route(self, call: Compute) -> str:
+    def route(self, at: int, call: Compute) -> str:
         """The line that works out the rows for each rank."""
-        index, experts = call.args
+        index, weight, experts = call.args
         out = call.outs[0].name
         assert isinstance(experts, LocalStart)
         home, target = (self.emitter.stage(call.kwargs[key]) for key in ("home", "target"))
         parts = self.parts(call.kwargs["parts"])
         dim = self.emitter.size(experts.tree, True)
-        return (
-            f"{out} = comm.route({self.emitter.argument(index)}, {home}, {target}, {dim}, {parts})"
-        )
+        chosen = f"{self.emitter.argument(index)}, {self.emitter.argument(weight)}"
+        return f"{out} = comm.route({chosen}, {home}, {target}, {dim}, {parts}, at={at})"
 
     def parts(self, parts: tuple) -> str:
         """Parts as a tuple, also where there is none or one."""
