@@ -32,24 +32,18 @@ def reduce_scatter(
     peers: Peers, at: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The sums of `xs` over the peers, of which each keeps its spots: spots[i][peer] = (dim, ranges)."""
-    shares, shapes = shares_of(xs, spots, peers)
-    return unpacked(transport.reduce_scatter(shares, peers.group, at), shapes)
+    rows = pieces_of(xs, spots, peers)
+    shapes = [tuple(x.shape) for x in rows[peers.group.index(transport.rank)]]
+    flat = [torch.cat([x.reshape(-1) for x in row]) for row in rows]
+    return unpacked(transport.reduce_scatter(flat, peers.group, at), shapes)
 
 
-def shares_of(
+def pieces_of(
     xs: Sequence[Tensor], spots: Sequence[Sequence[tuple[int, Ranges]]], peers: Peers
-) -> tuple[list[Tensor], list[tuple[int, ...]]]:
-    """What each member of the group keeps of `xs` as one flat buffer, and this rank's shapes."""
+) -> list[list[Tensor]]:
+    """What each member of the group keeps of `xs`."""
     order = [peers.ranks.index(rank) for rank in peers.group]
-    shares = [
-        torch.cat([take(x, *rows[peer]).reshape(-1) for x, rows in zip(xs, spots, strict=True)])
-        for peer in order
-    ]
-    shapes = [
-        resized(x, dim, length(ranges))
-        for x, (dim, ranges) in zip(xs, (rows[peers.own] for rows in spots), strict=True)
-    ]
-    return shares, shapes
+    return [[take(x, *rows[peer]) for x, rows in zip(xs, spots, strict=True)] for peer in order]
 
 
 def all_gather(

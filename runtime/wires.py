@@ -64,30 +64,34 @@ def message_bytes(text: str, shape: Sequence[int]) -> int:
     return read_wire(text).nbytes(torch.Size(shape).numel())
 
 
-def sum_of(
-    transport: Transport, wires: Wires, text: str, x: Tensor, group: Group, at: int, key: str
-) -> Tensor:  # fmt: skip
-    """The sum of flat `x` over the group, the same on all its ranks."""
-    spans = [
-        (x.numel() * i // len(group), x.numel() * (i + 1) // len(group)) for i in range(len(group))
-    ]
-    part = scattered_sum(transport, wires, text, [x[a:b] for a, b in spans], group, at, key)
-    mine = wires.message(text, f"{key} sum", part)
+def sums_of(
+    transport: Transport, wires: Wires, text: str, xs: Sequence[Tensor], group: Group, at: int
+) -> tuple[Tensor, ...]:
+    """The sums of `xs` over the group, the same on all its ranks.
+
+    Blocks begin where tensors begin, and ranks share the work by blocks: what a tensor becomes does not
+    depend on what travels beside it, so weights that other axes replicate stay equal there.
+    """
+    block = max(1, read_wire(text).block)
+    flat = torch.cat([padded(x, block) for x in xs])
+    count = flat.numel() // block
+    cuts = [(count * i // len(group), count * (i + 1) // len(group)) for i in range(len(group))]
+    spans = [(a * block, b * block) for a, b in cuts]
+    part = scattered_sum(transport, wires, text, [flat[a:b] for a, b in spans], group, at)
+    mine = wires.message(text, f"{at} sum", part)
     sizes = [(message_bytes(text, (b - a,)),) for a, b in spans]
     found = transport.all_gather(mine, group, sizes, at)
-    return torch.cat(
-        [opened(text, m, (b - a,), x.dtype) for m, (a, b) in zip(found, spans, strict=True)]
-    )
+    pieces = [opened(text, m, (b - a,), flat.dtype) for m, (a, b) in zip(found, spans, strict=True)]
+    return unpadded(torch.cat(pieces), [tuple(x.shape) for x in xs], block)
 
 
 def scattered_sum(
-    transport: Transport, wires: Wires, text: str, parts: Sequence[Tensor], group: Group, at: int,
-    key: str,
-) -> Tensor:  # fmt: skip
+    transport: Transport, wires: Wires, text: str, parts: Sequence[Tensor], group: Group, at: int
+) -> Tensor:
     """The sum over the group of what its ranks have for this one; parts[i] goes to group[i]."""
     own = parts[group.index(transport.rank)]
     messages = [
-        wires.message(text, f"{key} to {rank}", part)
+        wires.message(text, f"{at} to {rank}", part)
         for rank, part in zip(group, parts, strict=True)
     ]
     shapes = [(message_bytes(text, own.shape),)] * len(group)
@@ -97,3 +101,31 @@ def scattered_sum(
     for message in found:
         total += opened(text, message, own.shape, exact)
     return total.to(own.dtype)
+
+
+def scattered_sums(
+    transport: Transport, wires: Wires, text: str, shares: Sequence[Sequence[Tensor]], group: Group,
+    at: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """`scattered_sum` of several tensors: shares[i] are those for group[i]."""
+    block = max(1, read_wire(text).block)
+    parts = [torch.cat([padded(x, block) for x in row]) for row in shares]
+    total = scattered_sum(transport, wires, text, parts, group, at)
+    own = shares[group.index(transport.rank)]
+    return unpadded(total, [tuple(x.shape) for x in own], block)
+
+
+def padded(x: Tensor, block: int) -> Tensor:
+    """`x` flat, with zeros up to a whole number of blocks."""
+    flat = x.reshape(-1)
+    return torch.nn.functional.pad(flat, (0, -flat.numel() % block))
+
+
+def unpadded(flat: Tensor, shapes: Sequence[tuple[int, ...]], block: int) -> tuple[Tensor, ...]:
+    """The tensors of `shapes` that lie one after the other, each in whole blocks."""
+    counts = [torch.Size(shape).numel() for shape in shapes]
+    pieces = flat.split([-(-count // block) * block for count in counts])
+    return tuple(
+        piece[:count].view(shape)
+        for piece, count, shape in zip(pieces, counts, shapes, strict=True)
+    )

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -90,7 +91,10 @@ class Training:
         self.runner = ExactRunner(artifact, transport, typed, dtype=job.dtype)
         self.runner.accumulate = job.accumulate
         self.row, cls = self.runner.program_for(job.batch, job.seq_len)
-        self.view = self.runner.ready(cls)[0]
+        self.view, comm, _ = self.runner.ready(cls)
+        self.wires = comm.wires
+        same = checkpoint is not None and checkpoint.state["plan_hash"] == self.plan_hash
+        saved_state.fill_wires(self.wires, transport.rank, checkpoint, same)
         self.ids = next(name for name in self.ids_of(self.row))
         self.slices = self.runner.owned(job.batch, job.seq_len)
         self.names = saved_state.optimizer_names(self.slices)
@@ -104,6 +108,11 @@ class Training:
         saved_state.fill(self.optimizer, plain, artifact, source, checkpoint)
         self.runner.refresh(job.batch, job.seq_len)
         self.begin = time.monotonic()
+
+    @property
+    def plan_hash(self) -> str:
+        """What tells plans apart."""
+        return str(self.artifact.manifest["files"]["resolved-plan.json"])
 
     @staticmethod
     def ids_of(row: Mapping[str, Any]) -> list[str]:
@@ -160,13 +169,17 @@ class Training:
         if not math.isfinite(loss) and self.job.precision != "fp16":
             raise NonFinite(f"the loss is {loss}", ())
         gradients = {self.names[key]: grad for key, grad in found.gradients.items()}
-        report = self.optimizer.step(self.step, gradients)
+        self.update(gradients, loss, targets.numel())
         self.runner.refresh(self.job.batch, self.job.seq_len)
+        self.note(self.report, targets.numel() / max(time.monotonic() - began, 1e-9))
+        return signal
+
+    def update(self, gradients: Mapping[str, Tensor], loss: float, tokens: int) -> None:
+        """Let the optimizer step with reduced gradients; until it has agreed, nothing has changed."""
+        self.report = self.optimizer.step(self.step, gradients)
         self.step += 1
         self.loss = loss
-        self.tokens += targets.numel()
-        self.note(report, targets.numel() / max(time.monotonic() - began, 1e-9))
-        return signal
+        self.tokens += tokens
 
     def agree(self, found: Any) -> tuple[float, int]:
         """The loss, from the first rank that has it, and the highest signal that a rank has got."""
@@ -179,14 +192,15 @@ class Training:
         both = self.sum_all(one, STEP)
         return float(both[0]), int(both[1:].max())
 
-    def note(self, report: StepReport, rate: float) -> None:
+    def note(self, report: StepReport | None, rate: float) -> None:
         """Tell of a step."""
-        if self.transport.rank == 0:
+        if self.transport.rank == 0 and report is not None:
             self.on_row({
                 "step": self.step, "loss": self.loss, "lr": report.lr,
                 "grad_norm": report.grad_norm, "tokens": self.tokens,
                 "tokens_per_s": round(rate, 1), "seconds": round(self.seconds(), 4),
                 "epoch": self.feed.batches.epoch, "skipped": report.skipped,
+                **({"wire_error": errors} if (errors := self.wires.errors()) else {}),
             })  # fmt: skip
 
     def seconds(self) -> float:
@@ -204,6 +218,7 @@ class Training:
             self.slices, self.optimizer, self.names, rank,
             lambda: saved_state.untrained(self.artifact, self.row, self.source),
         )  # fmt: skip
+        brought = chain(brought, saved_state.wire_pieces(self.wires, rank))
         done = save_checkpoint(
             job.checkpoint, self.step, brought, self.state(data) if rank == 0 else {}, rank=rank,
             world=self.transport.world, keep=job.keep,
@@ -217,7 +232,7 @@ class Training:
         return {
             "schema": saved_state.SCHEMA, "step": self.step, "loss": self.loss,
             "tokens": self.tokens, "seconds": round(self.seconds(), 4),
-            "plan": manifest["plan"], "plan_hash": manifest["files"]["resolved-plan.json"],
+            "plan": manifest["plan"], "plan_hash": self.plan_hash,
             "model": manifest["model"], "weights": manifest["weights"],
             "run": facts_of(self.job), "spec": json.loads(self.job.spec.to_json()),
             "data": data,

@@ -18,9 +18,10 @@ from plancc.runtime.training.job import Job, TrainError
 from plancc.runtime.training.slices import OwnedSlice
 from plancc.runtime.view import dtype_named
 from plancc.runtime.weights import find, whole
+from plancc.runtime.wires import Wires
 
 SCHEMA = "plancc/train@1"
-MODEL, OPTIM, SCALE = "model/", "optim/", "loss_scale"
+MODEL, OPTIM, SCALE, WIRE = "model/", "optim/", "loss_scale", "wire/"
 
 
 class Typed:
@@ -146,6 +147,27 @@ def trained_names(row: Mapping[str, Any]) -> set[str]:
         for weight in cls["weights"]
         if weight["key"] in cls["gradients"]
     }
+
+
+def wire_pieces(wires: Wires, rank: int) -> Iterator[Piece]:
+    """What compression lost on this rank so far: added to what it sends next."""
+    for text, kept in sorted(wires.kept.items()):
+        for name, tensor in kept.state().items():
+            yield one(f"{WIRE}{rank}/{text}:{name}", tensor)
+
+
+def fill_wires(wires: Wires, rank: int, checkpoint: Checkpoint | None, same: bool) -> None:
+    """Take up what compression had lost; under another plan (`same` is false) it begins from nothing."""
+    if checkpoint is None or not same:
+        return
+    head = f"{WIRE}{rank}/"
+    found: dict[str, dict[str, Tensor]] = {}
+    for name in checkpoint.manifest.tensors:
+        if name.startswith(head):
+            text, _, key = name[len(head) :].partition(":")
+            found.setdefault(text, {})[key] = checkpoint.read(name, whole(checkpoint.shape(name)))
+    for text, state in found.items():
+        wires.of(text).load(state)
 
 
 def untrained(artifact: Artifact, row: Mapping[str, Any], source: Any) -> Iterator[Piece]:
