@@ -195,13 +195,17 @@ class Training:
     def note(self, report: StepReport | None, rate: float) -> None:
         """Tell of a step."""
         if self.transport.rank == 0 and report is not None:
-            self.on_row({
-                "step": self.step, "loss": self.loss, "lr": report.lr,
-                "grad_norm": report.grad_norm, "tokens": self.tokens,
-                "tokens_per_s": round(rate, 1), "seconds": round(self.seconds(), 4),
-                "epoch": self.feed.batches.epoch, "skipped": report.skipped,
-                **({"wire_error": errors} if (errors := self.wires.errors()) else {}),
-            })  # fmt: skip
+            self.on_row(self.row_of(report, rate))
+
+    def row_of(self, report: StepReport, rate: float) -> Row:
+        """What the log says of the step that was done last."""
+        return {
+            "step": self.step, "loss": self.loss, "lr": report.lr,
+            "grad_norm": report.grad_norm, "tokens": self.tokens,
+            "tokens_per_s": round(rate, 1), "seconds": round(self.seconds(), 4),
+            "epoch": self.feed.batches.epoch, "skipped": report.skipped,
+            **({"wire_error": errors} if (errors := self.wires.errors()) else {}),
+        }  # fmt: skip
 
     def seconds(self) -> float:
         """Seconds of training so far, those before a resume included."""
