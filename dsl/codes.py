@@ -44,6 +44,7 @@ CODES: dict[str, str] = {
     "P315": "an operator's row does not fit its call",
     "P316": "a combine or share has nothing to do",
     "P317": "state dims that no stage of ZeRO has",
+    "P318": "copies of experts do not divide over the ranks",
     "P401": "a statement cannot stand in this block",
     "P402": "a guard always or never holds",
     "P403": "a pool cannot have this size",

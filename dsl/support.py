@@ -23,12 +23,10 @@ UNSUPPORTED: dict[tuple[str, str], str] = {
     ("comm", "stream"): "the stream of the computation",
     ("comm", "sync"): "synchronisation by anything but events",
     ("route", "groups"): "routing within groups of experts",
-    ("place", "balance"): "balancing of experts",
     ("phase", "decode"): "a plan for decode alone",
     ("option", "layout"): "a layout other than contiguous (keys: or zigzag)",
     ("option", "assign"): "assignment of requests",
     ("option", "exchange"): "a choice of exchange",
-    ("option", "spare"): "spare experts",
     ("option", "free"): "parameters that are never freed",
 }
 

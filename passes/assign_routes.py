@@ -1,6 +1,7 @@
 """Find the expert layers whose tokens travel only to the devices of their experts (`route = top(k)`).
 
-In: a placed unit. Out: `routes` by node. Reports P311 where the plan's k is not the model's.
+In: a placed unit. Out: `routes` by node, `balance` for those whose experts a table places. Reports P311
+where the plan's k is not the model's, P316, P318, P901.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import ClassVar
 from plancc.dsl.diagnostics import Report
 from plancc.dsl.plan import Call, Setting
 from plancc.ir.graph import Node, Ref
+from plancc.passes.balance_experts import place_experts
 from plancc.passes.base import Unit
 from plancc.passes.match_targets import Matcher
 
@@ -33,7 +35,7 @@ class AssignRoutes:
             if isinstance(rule, Setting) and rule.name == "route"
         }
         if not rules:
-            return unit
+            return place_experts(unit, matcher, frozenset(), report)
         values = {value.name: value for value in unit.graph.values()}
         found: dict[str, Setting] = {}
         for node in unit.graph.nodes:
@@ -45,6 +47,7 @@ class AssignRoutes:
                         found[node.name] = rule
             if node.name in found:
                 check_k(node, found[node.name], values, report)
+        unit = place_experts(unit, matcher, frozenset(found), report)
         unused = rules - {id(rule) for rule in found.values()}
         for place in matcher.places:
             for rule in place.rules:

@@ -15,7 +15,7 @@ from plancc.dsl.source import Span
 from plancc.ir.graph import Graph
 from plancc.ir.layout import Layout, Part, Stage
 from plancc.ir.mesh import World
-from plancc.ir.program import Held, Instruction, ProgramSet, Weight
+from plancc.ir.program import Balanced, Held, Instruction, ProgramSet, Weight
 from plancc.ir.shape import NamedGraph
 
 
@@ -97,6 +97,7 @@ class Unit:
     places: Mapping[str, Placed] = field(default_factory=dict)
     param_rules: Mapping[str, Placed] = field(default_factory=dict)
     routes: frozenset[str] = frozenset()  # expert nodes whose tokens go to their experts only
+    balance: Mapping[str, Balanced] = field(default_factory=dict)  # those that a table places
     states: Mapping[str, tuple[StateCut, ...]] = field(default_factory=dict)
     recompute: Mapping[str, str] = field(default_factory=dict)  # node -> region computed again
     layouts: Mapping[str, NodeLayout] = field(default_factory=dict)

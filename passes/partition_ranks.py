@@ -64,6 +64,7 @@ class PartitionRanks:
                 programs,
                 microbatches(unit),
                 schedule,
+                tuple(unit.balance.values()),
             ),
         )
 

@@ -13,9 +13,9 @@ import torch
 
 from plancc.dsl.errors import Bug
 from plancc.ir.graph import BATCH, TOKENS, Node, Ref
-from plancc.ir.layout import CutLeaf, Layout, Part, Stage, cuts, map_cuts
+from plancc.ir.layout import CutLeaf, Layout, LocalTree, Part, Stage, cuts, map_cuts
 from plancc.ir.leaf_names import ROWS
-from plancc.ir.program import Compute, Edge, Held, LocalStart, Origin, Transfer
+from plancc.ir.program import Compute, Edge, Held, LocalDim, LocalStart, Origin, Transfer
 from plancc.ir.shape import Binding
 from plancc.passes.base import NodeLayout
 from plancc.passes.gradients.states import without
@@ -60,9 +60,14 @@ def route_experts(
     work.instructions.append(((home, target), Transfer(route.name, arrivals, counts, origin)))
     leaf = rows_leaf(work, target, given[1].source)
     rows = []
+    placed = is_placed(experts)
+    if placed:
+        given[1] = seats_of(work, route, given[1], origin)
     for held in given:
         layout = Layout((leaf, *held.layout.dims[1:]))
-        out = Held(work.fresh(f"{held.source}_sent"), held.source, layout, held.dtype, target)
+        out = Held(
+            work.fresh(f"{held.source or held.name}_sent"), held.source, layout, held.dtype, target
+        )
         edge = Edge(
             work.next_edge(), home, target, held.source, held.layout, layout, held.dtype,
             way="scatter", routes=(route.name, arrivals.name), parts=parts,
@@ -72,6 +77,8 @@ def route_experts(
     known = {arg: Ref(held.name) for arg, held in zip(TOKEN_ARGS, rows, strict=True)}
     local = work.local_operands(binding, plan, origin, known)
     call, call_args, kwargs = localise_node(node, binding, work.named.shapes, plan, local)
+    if placed:
+        call, kwargs = "plancc.placed_experts.default", {**kwargs, "layer": LocalDim(experts)}
     value = node.outs[0]
     made = Held(
         work.fresh(f"{value.name}_rows"), "", rows[0].layout, value.dtype, target
@@ -86,6 +93,20 @@ def route_experts(
     out = work.hold(value.name, home, given[0].layout, value.name)
     work.instructions.append(((target, home), Transfer(made.name, out, back, origin)))
     return home
+
+
+def is_placed(experts: LocalTree) -> bool:
+    """Whether a table says which rank has which experts: tokens are then sent to seats."""
+    return any(part.rule.startswith("placed") for leaf in cuts(experts) for part in leaf.parts)
+
+
+def seats_of(work: _Builder, route: Held, index: Held, origin: Origin) -> Held:
+    """The seats of the choices `index`, which a route over a table chose."""
+    name = work.fresh(f"{index.name}_seats")
+    seats = Held(name, "", index.layout, index.dtype, index.stage)
+    call = Compute("plancc.seats.default", (Ref(route.name),), {}, (seats,), origin)
+    work.instructions.append(((index.stage,), call))
+    return seats
 
 
 def parts_of(layout: Layout) -> list[Part]:

@@ -33,6 +33,7 @@ class Dim(int):
     lo: int
     table: tuple[Ranges, ...] | None
     key: tuple[Any, ...]
+    room = 0  # the seats of a rank, where a table places the elements
 
     @staticmethod
     def owned(total: int, part: Part, table: tuple[Ranges, ...], coord: Coord) -> Dim:
@@ -43,6 +44,15 @@ class Dim(int):
         dim.total, dim.op, dim.kids, dim.parts = total, "leaf", (), (part,)
         dim.lo = mine[0][0] if mine else 0
         dim.table, dim.key = table, (total, part, table)
+        return dim
+
+    @staticmethod
+    def placed(
+        total: int, part: Part, table: tuple[Ranges, ...], room: int, coord: Coord
+    ) -> Dim:  # fmt: skip
+        """A leaf as `owned`, of which a rank along `part` has the seats from its index times `room`."""
+        dim = Dim.owned(total, part, table, coord)
+        dim.lo, dim.room = (coord(part) or 0) * room, room
         return dim
 
     @staticmethod
@@ -77,6 +87,13 @@ class Dim(int):
         if isinstance(other, Dim):
             return Dim.join("add", (self, other))
         return int(self) + other
+
+    def seats(self, coord: Coord) -> Ranges:
+        """The numbers by which the elements of a rank at `coord` are chosen: their indices, or seats."""
+        index = coord(self.parts[0]) if self.room else None
+        if index is None:
+            return self.ranges(coord)
+        return ((index * self.room, index * self.room + int(self.room)),)
 
     def ranges(self, coord: Coord) -> Ranges:
         """The global index ranges, ascending, that a rank at `coord` holds."""

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plancc.ir.layout import Part
 from plancc.runtime.artifact import Artifact
+from plancc.runtime.dims import Dim
 from plancc.runtime.pieces import cut
 from plancc.runtime.sizes import build_dim
 from plancc.runtime.view import View, dtype_named
@@ -32,11 +34,19 @@ def load_weights(
     for row in rows:
         dims = [build_dim(view, tree, {}) for tree in row["dims"]]
         ranges = tuple(d.ranges(view.coord_of(view.rank)) for d in dims)
-        key = f"{row['fqns'] or row['key']}:{ranges}"
+        placed = placed_part(dims)
+        key = f"{row['fqns'] or row['key']}:{placed or ranges}"
         if key not in shared:
             shared[key] = _read(row, ranges, source, artifact, view.device, dtype)
+        if placed is not None:
+            view.tables.keep(placed, key, shared[key])
         out[row["key"]] = shared[key]
     return out
+
+
+def placed_part(dims: Sequence[Dim]) -> Part | None:
+    """The part whose table says which rows of a weight a rank has; None where no table does."""
+    return dims[0].parts[0] if dims and dims[0].room else None
 
 
 def _read(row, ranges, source, artifact: Artifact, device, dtype) -> Tensor:

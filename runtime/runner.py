@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from plancc.runtime.artifact import Artifact
+from plancc.runtime.balance import Tables
 from plancc.runtime.comm import Comm
 from plancc.runtime.dims import Dim, Ranges
 from plancc.runtime.kv import KVCache
@@ -64,6 +65,7 @@ class Runner:
         self.source = weights
         self.sizes = dict(sizes or {})
         self.dtype = dtype
+        self.tables = Tables()
         self.exact = False  # whether wire types of the plan are left out
         self._ready: dict[str, tuple[View, Comm, dict[str, Tensor]]] = {}
         self._shared: dict[str, Tensor] = {}
@@ -157,6 +159,7 @@ class Runner:
                 self.transport.rank, self.artifact.grids, program["mesh"],
                 device=getattr(self.transport, "device", None), sizes=self.sizes, dtype=self.dtype,
             )  # fmt: skip
+            view.tables = self.tables
             weights = load_weights(
                 program["weights"], view, self.source, self.artifact, self._shared, self.dtype
             )
@@ -184,9 +187,11 @@ class Runner:
 
     def view_on(self, mesh: str) -> View:
         """A view on the world with `mesh` as its own."""
-        return View(
+        view = View(
             self.transport.rank, self.artifact.grids, mesh, sizes=self.sizes, dtype=self.dtype
         )
+        view.tables = self.tables
+        return view
 
     def everywhere(self, output: Placed) -> Tensor:
         """The whole output on every rank that takes part (shape [B, ...])."""

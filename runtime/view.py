@@ -8,10 +8,12 @@ from itertools import product
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from plancc.dsl.errors import Bug
 from plancc.ir.layout import Part
 from plancc.ir.mesh import Grid
+from plancc.runtime.balance import Tables, is_placed
 from plancc.runtime.dims import Coord, Dim, Ranges
 from plancc.runtime.owners import Owners, is_owned
 
@@ -78,6 +80,7 @@ class View:
         self.one = Dim.join("mul", ())
         self.dtype = dtype
         self.owners = Owners()
+        self.tables = Tables()
         self.nodes: tuple[
             int, ...
         ] = ()  # the node of each rank, where the plan's cluster has nodes
@@ -95,7 +98,7 @@ class View:
             self._others[mesh] = View(
                 self.rank, self.grids, mesh, device=self.device, sizes=self.sizes, dtype=self.dtype
             )
-        self._others[mesh].owners = self.owners
+        self._others[mesh].owners, self._others[mesh].tables = self.owners, self.tables
         return self._others[mesh]
 
     def dtype_of(self, text: str) -> torch.dtype:
@@ -138,7 +141,18 @@ class View:
         if found and is_owned(found[0]):
             table = self.owners.ranges(found[0])
             return Dim.owned(total, found[0], table, self.coord_of(self.rank))
+        if found and is_placed(found[0]):
+            held = self.tables.of(found[0], total)
+            coord = self.coord_of(self.rank)
+            return Dim.placed(total, found[0], held.ranges, held.room, coord)
         return Dim.leaf(total, found, self.coord_of(self.rank))
+
+    def experts(self, *args: Any, layer: Dim, **options: Any) -> Tensor:
+        """`ops.experts` over choices of seats; `layer` is the dim of the experts, whose time is kept."""
+        from plancc.ops import experts
+
+        with self.tables.timed(layer.parts[0], self.device):
+            return experts(*args, **options)
 
     def ranges(self, dim: Dim) -> Ranges:
         """The global index ranges of a dim that this rank holds."""

@@ -19,16 +19,25 @@ def cut_state(layout: Layout, parts: Sequence[Part]) -> Layout:
         return layout
     count = prod(part.count for part in parts)
     rows = [min(local_rows(leaf) for leaf in outer_leaves(dim).values()) for dim in layout.dims]
+    tables = {d for d, dim in enumerate(layout.dims) if placed(dim)}
     even = [
         d
         for d, dim in enumerate(layout.dims)
-        if all(divides(leaf, count) for leaf in outer_leaves(dim).values())
+        if d not in tables and all(divides(leaf, count) for leaf in outer_leaves(dim).values())
     ]
-    chosen = even[0] if even else max(range(len(rows)), key=lambda d: (rows[d], -d))
+    others = [d for d in range(len(rows)) if d not in tables]
+    if not others:
+        return layout
+    chosen = even[0] if even else max(others, key=lambda d: (rows[d], -d))
     dims = list(layout.dims)
     change = {at: (*leaf.parts, *parts) for at, leaf in outer_leaves(layout.dims[chosen]).items()}
     dims[chosen] = map_cuts(layout.dims[chosen], change)
     return Layout(tuple(dims), layout.partial)
+
+
+def placed(dim: LocalTree) -> bool:
+    """Whether a table says which rows of a dim a rank has: these are not cut further."""
+    return any(part.rule.startswith("placed") for leaf in cuts(dim) for part in leaf.parts)
 
 
 def outer_leaves(dim: LocalTree) -> dict[int, CutLeaf]:

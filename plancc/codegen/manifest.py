@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from plancc.ir.graph import Graph
 from plancc.ir.layout import CutLeaf, Layout, LocalTree, Prod, Stage, cuts
 from plancc.ir.mesh import World
 from plancc.ir.program import (
+    Balanced,
     Compute,
     Held,
     Merge,
@@ -204,6 +206,7 @@ def _fill(aside: Path, plan, world, sets, graph: Graph, facts, weights) -> None:
                 "microbatches": found.microbatches,
                 "owned": owned_parts(found),
                 **schedule_json(found),
+                **balance_json(found.balance),
                 **({"turns": found.turns} if found.turns > 1 else {}),
                 "classes": rows,
             }
@@ -267,6 +270,16 @@ def schedule_json(programs: ProgramSet) -> dict[str, Any]:
         return {}
     order = [[a.kind, a.chunk, a.batch] for a in merged_order(found)]
     return {"schedule": {"name": found.name, "stages": found.stages, "order": order}}
+
+
+def balance_json(layers: Sequence[Balanced]) -> dict[str, Any]:
+    """The expert layers that tables place; nothing without any."""
+    rows = [
+        {f.name: getattr(one, f.name) for f in fields(one)}
+        | {"part": part_text(one.part, "").strip("'")}
+        for one in layers
+    ]
+    return {"balance": rows} if rows else {}
 
 
 def owned_parts(programs: ProgramSet) -> list[str]:

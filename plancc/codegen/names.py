@@ -11,6 +11,8 @@ from plancc.ir.program import Edge, Origin, RankProgram
 SPECIAL = {
     "plancc.cache_append.default": "kv.append({given})",
     "plancc.seed.default": "r.seed({given})",
+    "plancc.seats.default": "{given}.seats",
+    "plancc.placed_experts.default": "r.experts({given})",
     "plancc.linear_later.default": "ops.linear_later({given}, r.later)",
 }
 """Operators that are methods of what a program is given, or take something from it."""
@@ -47,6 +49,12 @@ def part_text(part: Part, mesh: str) -> str:
     if not part.whole_axis:
         text += f"/{part.stride}%{part.count}"
     return repr(text if part.rule == "balanced" else f"{text}:{part.rule}")
+
+
+def rule_word(rule: str) -> str:
+    """A part's rule in the name of a dim: `block`, or the layer whose experts a table places."""
+    word, _, rest = rule.partition("+")
+    return f"layer{rest.partition('+')[0]}" if word == "placed" else word
 
 
 def weight_key(program: RankProgram, weight: Any) -> str:

@@ -18,6 +18,7 @@ from plancc.codegen.names import (
     part_text,
     plan_line,
     ranks_text,
+    rule_word,
     weight_key,
 )
 from plancc.codegen.routed import RoutedRows
@@ -385,7 +386,7 @@ class _Emitter:
         plain = part.axis if part.mesh == self.mesh else f"{mesh_of(part.mesh)}_{part.axis}"
         if part.rule == "balanced":
             return plain
-        return f"{plain}_{part.rule.partition('+')[0]}"
+        return f"{plain}_{rule_word(part.rule)}"
 
     def parts(self, parts: Iterable[Part]) -> str:
         texts = [part_text(part, self.mesh) for part in parts]

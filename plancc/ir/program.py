@@ -25,7 +25,7 @@ from plancc.ir.instruction import (
     Send,
     Transfer,
 )
-from plancc.ir.layout import Stage
+from plancc.ir.layout import Part, Stage
 from plancc.ir.recorded import (
     Accumulate,
     Await,
@@ -47,6 +47,7 @@ __all__ = [
     "Accumulate",
     "Await",
     "Backward",
+    "Balanced",
     "Bucket",
     "Collective",
     "Compute",
@@ -97,6 +98,24 @@ class Weight:
 
 
 @dataclass(frozen=True, slots=True)
+class Balanced:
+    """An expert layer whose experts a table places: `part` cuts them, its rule names the table.
+
+    The table is looked at every `every` steps (0: never) and changed where the greatest load is more than
+    1 + `tolerance` times the mean.
+    """
+
+    path: str
+    part: Part
+    experts: int
+    every: int
+    tolerance: float
+    policy: str
+    groups: int
+    nodes: int
+
+
+@dataclass(frozen=True, slots=True)
 class RankProgram:
     """What the ranks of one class run, in order. `outputs` maps output name -> value."""
 
@@ -130,6 +149,7 @@ class ProgramSet:
     programs: tuple[RankProgram, ...]
     microbatches: int = 1
     schedule: Schedule | None = None  # of training with a pipeline
+    balance: tuple[Balanced, ...] = ()
     turns: int = 1  # of training: micro-batches that take turns at the pauses of their functions
 
 
