@@ -6,7 +6,7 @@ its next micro-batch. A pause stands before the first receive of a burst; both s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
@@ -47,18 +47,38 @@ class OverlapTransfers:
             return unit
         if unit.training is not None:
             # a pipeline keeps its ranks busy by its schedule
-            programs = (
-                unit.programs if unit.plan.pipelines else training_turns(unit.programs, set(pairs))
-            )
+            if unit.plan.pipelines:
+                return unit
+            programs, problem = training_turns(unit.programs, set(pairs))
+            check_order(unit, pairs, problem, report)
             return replace(unit, programs=programs)
         bursts = sending_bursts(unit.programs)
         # virtual stages come back to their ranks, which would else wait for themselves
         turning = {*pairs, *(frozenset({mesh}) for mesh, _ in virtual_stages(unit.plan))}
         programs = tuple(paused(p, turning, bursts) for p in unit.programs.programs)
-        problem = disorder(programs, unit.programs.microbatches)
-        if problem:
-            raise Bug(f"micro-batches taking turns would mix up messages: {problem}")
+        check_order(unit, pairs, disorder(programs, unit.programs.microbatches), report)
         return replace(unit, programs=replace(unit.programs, programs=programs))
+
+
+def check_order(
+    unit: Unit, pairs: Mapping[Pair, int], problem: str | None, report: Report
+) -> None:  # fmt: skip
+    """P501 where turns mix up messages between meshes that share some devices; else that is a Bug."""
+    if problem is None:
+        return
+    assert unit.programs is not None
+    homes = [{mesh_of(stage.mesh) for stage in p.stages} for p in unit.programs.programs]
+    shared = [pair for pair in pairs if any(pair <= meshes for meshes in homes)]
+    for comm in active_comms(unit.plan, unit.variant):
+        a, b = str(comm.source), str(comm.target)
+        if comm.kind in ("edge", "both") and frozenset({a, b}) in shared:
+            report.error(
+                "P501", f"micro-batches cannot take turns between `{a}` and `{b}`", comm.span,
+                label="some devices are in both meshes, others in one",
+                help=["place the meshes on devices of their own, or remove `overlap`"],
+            )  # fmt: skip
+    if not shared:
+        raise Bug(f"micro-batches taking turns would mix up messages: {problem}")
 
 
 def in_turns(plan: ResolvedPlan, variant: Variant | None) -> dict[Pair, int]:
@@ -66,15 +86,14 @@ def in_turns(plan: ResolvedPlan, variant: Variant | None) -> dict[Pair, int]:
     return {**overlapped(plan, variant, "chunks"), **overlapped(plan, variant, "batches")}
 
 
-def training_turns(programs: ProgramSet, pairs: set[Pair]) -> ProgramSet:
-    """Training programs whose forwards take turns, and then their backwards."""
+def training_turns(programs: ProgramSet, pairs: set[Pair]) -> tuple[ProgramSet, str | None]:
+    """Training programs whose forwards take turns, and then their backwards; what that mixes up."""
+    problem = None
     for kind in ("forward", "backward"):
         parts = [part_of(program, kind) for program in programs.programs]
         bursts = sending_bursts(replace(programs, programs=tuple(parts)))
         done = tuple(paused(part, pairs, bursts) for part in parts)
-        problem = disorder(done, programs.microbatches)
-        if problem:
-            raise Bug(f"micro-batches taking turns would mix up messages: {problem}")
+        problem = problem or disorder(done, programs.microbatches)
         programs = replace(
             programs,
             programs=tuple(
@@ -82,7 +101,7 @@ def training_turns(programs: ProgramSet, pairs: set[Pair]) -> ProgramSet:
                 for program, part in zip(programs.programs, done, strict=True)
             ),
         )
-    return replace(programs, turns=programs.microbatches)
+    return replace(programs, turns=programs.microbatches), problem
 
 
 def part_of(program: RankProgram, kind: str) -> RankProgram:
