@@ -46,6 +46,13 @@ class Meter:
         for verb in VERBS:
             setattr(self, verb, partial(self._timed, getattr(inner, verb), _COUNTS[verb]))
 
+    def lane(self) -> Any:
+        """The inner transport's lane, whose time is not counted: it runs beside the computation."""
+        from plancc.runtime.lane import Lane
+
+        make = getattr(self.inner, "lane", None)
+        return make() if make is not None else Lane(self, False)
+
     @property
     def program(self) -> str:
         """The name of the rank's program."""

@@ -23,6 +23,7 @@ from plancc.runtime.optimizer import NonFinite, Owned, RankOptimizer, StepReport
 from plancc.runtime.training import state as saved_state
 from plancc.runtime.training.exact import ExactRunner
 from plancc.runtime.training.feed import Feed
+from plancc.runtime.training.idle import Idle
 from plancc.runtime.training.job import Job, facts_of
 from plancc.runtime.transport import Transport
 
@@ -88,9 +89,12 @@ class Training:
         )
         self.source = source
         typed = saved_state.in_program_dtypes(artifact, source, job)
-        self.runner = ExactRunner(artifact, transport, typed, dtype=job.dtype)
+        sizes = {"batch": job.batch, "seq_len": job.seq_len, "tokens": job.batch * job.seq_len}
+        self.row, cls = artifact.program("train", transport.rank, sizes)
+        self.idle = Idle(transport, self.row, cls)
+        self.idle_shares: dict[str, float] = {}
+        self.runner = ExactRunner(artifact, self.idle.transport, typed, dtype=job.dtype)
         self.runner.accumulate = job.accumulate
-        self.row, cls = self.runner.program_for(job.batch, job.seq_len)
         self.view, comm, _ = self.runner.ready(cls)
         self.wires = comm.wires
         same = checkpoint is not None and checkpoint.state["plan_hash"] == self.plan_hash
@@ -164,8 +168,9 @@ class Training:
             "scale": torch.tensor(1.0 / targets.numel(), dtype=wide),
         }  # fmt: skip
         self.view.loss_scale = self.optimizer.loss_scale
+        begun = time.perf_counter()
         found = self.runner.step(inputs)
-        loss, signal = self.agree(found)
+        loss, signal = self.agree(found, time.perf_counter() - begun)
         if not math.isfinite(loss) and self.job.precision != "fp16":
             raise NonFinite(f"the loss is {loss}", ())
         gradients = {self.names[key]: grad for key, grad in found.gradients.items()}
@@ -181,16 +186,21 @@ class Training:
         self.loss = loss
         self.tokens += tokens
 
-    def agree(self, found: Any) -> tuple[float, int]:
-        """The loss, from the first rank that has it, and the highest signal that a rank has got."""
+    def agree(self, found: Any, seconds: float = 0.0) -> tuple[float, int]:
+        """The loss, from the first rank that has it, and the highest signal that a rank has got.
+
+        Also how much of the step's `seconds` the ranks of each mesh waited.
+        """
         rows = [cls["outputs"]["loss"] for cls in found.row["classes"] if cls["outputs"]]
         stage = self.view.stage(rows[0]["stage"]["mesh"], **rows[0]["stage"]["coords"])
         mine = found.loss is not None and self.transport.rank == min(stage.ranks)
         one = torch.zeros(1 + self.transport.world, dtype=torch.float64)
         one[0] = float(found.loss) if mine else 0.0
         one[1 + self.transport.rank] = self.signalled()
-        both = self.sum_all(one, STEP)
-        return float(both[0]), int(both[1:].max())
+        waited = self.idle.measured(seconds)
+        both = self.sum_all(torch.cat([one, waited]), STEP)
+        self.idle_shares = self.idle.shares(both[len(one) :])
+        return float(both[0]), int(both[1 : len(one)].max())
 
     def note(self, report: StepReport | None, rate: float) -> None:
         """Tell of a step."""
@@ -204,6 +214,7 @@ class Training:
             "grad_norm": report.grad_norm, "tokens": self.tokens,
             "tokens_per_s": round(rate, 1), "seconds": round(self.seconds(), 4),
             "epoch": self.feed.batches.epoch, "skipped": report.skipped,
+            **({"idle": self.idle_shares} if self.idle_shares else {}),
             **({"wire_error": errors} if (errors := self.wires.errors()) else {}),
         }  # fmt: skip
 

@@ -80,3 +80,12 @@ def test_error_feedback_on_messages_is_refused(folder: Path) -> None:
     plan.write_text(PLAN + EDGE.replace("block = 64", "block = 64, error_feedback = true"))
     with pytest.raises(plancc.dsl.errors.PlanError, match="error feedback on messages"):
         plancc.compile(plan, MODEL, folder / "bad", model_args=ARGS)
+
+
+def test_idle_shares_of_both_meshes_are_told(folder: Path) -> None:
+    """With processes of their own: how much of a step attention and experts wait."""
+    log = folder / "gloo.jsonl"
+    found = train(artifact(folder, EDGE), log=log, steps=2, backend="gloo")
+    assert found.losses[0] == pytest.approx(train(artifact(folder, EDGE), steps=1).losses[0], 1e-4)
+    idle = json.loads(log.read_text().splitlines()[-1])["idle"]
+    assert set(idle) == {"attn", "moe"} and all(0 < share < 1 for share in idle.values())
