@@ -1,0 +1,304 @@
+"""Train one small model under many plans from one seed, and draw the losses beside those of one device.
+
+python examples/training/curves.py           run all (minutes); write losses.json, losses.svg, README.md
+python examples/training/curves.py --draw    write losses.svg and the table of README.md only
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import pydoc_data.topics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+EXAMPLES = HERE.parent
+STORED, PICTURE, PAGE = HERE / "losses.json", HERE / "losses.svg", HERE / "README.md"
+BEGIN, END = "<!-- curves -->", "<!-- end of curves -->"
+TEXT = Path(pydoc_data.topics.__file__)
+SIZES = {
+    "dense": "layers=4 hidden=64 heads=8 ffn=128 vocab=264 max_len=128",
+    "moe": "layers=2 hidden=64 heads=8 experts=16 ffn=64 vocab=264 max_len=128",
+}
+USUAL = ("--batch", "8", "--seq-len", "64", "--lr", "3e-3", "--seed", "0")
+TOLERANCE = {
+    "fp32": {"dense": 1e-3, "moe": 5e-2},
+    "fp64": {"dense": 1e-9, "moe": 1e-9},
+}
+"""Largest relative difference of a loss from that of one device."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A plan under examples/ and its parameters, on one of the models of SIZES."""
+
+    name: str
+    plan: str
+    sets: str
+    model: str
+    what: str
+    colour: str
+
+    @property
+    def base(self) -> str:
+        """The run on one device that this one is compared with."""
+        return "one" if self.model == "dense" else "one_moe"
+
+    def words(self, plan: str) -> list[str]:
+        """The words of a command for the plan file `plan`."""
+        found = [plan]
+        for text in self.sets.split():
+            found += ["--set", text]
+        found += ["--model", str(EXAMPLES / "models.py") + f":{self.model}"]
+        for text in SIZES[self.model].split():
+            found += ["--model-arg", text]
+        return found
+
+
+RUNS = (
+    Run("one", "training/one.plan", "", "dense", "one device", "#000000"),
+    Run("dp", "dp_tp.plan", "dp=4 tp=1", "dense", "data parallel", "#0072B2"),
+    Run("fsdp", "fsdp.plan", "", "dense", "2 replicas x FSDP 2 (ZeRO-3)", "#E69F00"),
+    Run("tp8_pp2", "tp8_pp2.plan", "", "dense", "TP 8, 2 stages (GPipe)", "#009E73"),
+    Run("1f1b", "megatron_1f1b.plan", "", "dense", "DP 2, TP 2, 2 stages (1F1B), ZeRO-1", "#D55E00"),
+    Run("sp", "sequence_parallel.plan", "", "dense", "sequence parallel, TP 4", "#CC79A7"),
+    Run("hetero", "hetero_pipeline.plan", "", "dense", "stages of 2 and 3 ranks", "#56B4E9"),
+    Run("fa_pool", "fa_pool.plan", "long=8", "dense", "TP 8, attention on a pool of 16", "#7A5195"),
+    Run("one_moe", "training/one.plan", "", "moe", "one device", "#777777"),
+    Run("ma", "ma_separation.plan", "", "moe", "12 attention, 4 expert ranks", "#B30000"),
+    Run("ep", "expert_parallel.plan", "", "moe", "experts over 4 ranks", "#6B8E00"),
+)  # fmt: skip
+
+
+def losses_of(run: Run, precision: str, steps: int) -> tuple[list[float], int]:
+    """Train with the command line; the loss of each step and the number of ranks."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log.jsonl"
+        words = [
+            sys.executable, "-m", "plancc", "train", *run.words(str(EXAMPLES / run.plan)),
+            "--data", str(TEXT), *USUAL, "--steps", str(steps), "--precision", precision,
+            "--log", str(log), "--json",
+        ]  # fmt: skip
+        done = subprocess.run(
+            words, cwd=EXAMPLES.parent, check=True, capture_output=True, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        return [row["loss"] for row in rows], json.loads(done.stdout)["ranks"]
+
+
+def apart(found: list[float], base: list[float]) -> list[float]:
+    """The largest relative difference up to each step."""
+    worst, out = 0.0, []
+    for one, other in zip(found, base, strict=True):
+        worst = max(worst, abs(one - other) / abs(other))
+        out.append(worst)
+    return out
+
+
+def measure(steps: int) -> dict[str, Any]:
+    """Run all; the content of losses.json."""
+    import torch
+
+    begin = time.perf_counter()
+    found: dict[str, Any] = {"fp32": {}, "fp64": {}}
+    ranks = {}
+    for precision in ("fp32", "fp64"):
+        for run in RUNS:
+            curve, ranks[run.name] = losses_of(run, precision, steps)
+            found[precision][run.name] = curve
+            far = apart(curve, found[precision][run.base])[-1]
+            print(
+                f"{precision} {run.name}: loss {curve[-1]:.4f}, {far:.1e} from one device",
+                flush=True,
+            )
+    facts = {
+        "python": platform.python_version(), "torch": torch.__version__.partition("+")[0],
+        "machine": f"{os.cpu_count()} CPU cores ({platform.machine()})",
+        "text_bytes": TEXT.stat().st_size, "text_sha256": text_hash(),
+        "seconds": round(time.perf_counter() - begin), "ranks": ranks,
+    }  # fmt: skip
+    return {"facts": facts, **found}
+
+
+def text_hash() -> str:
+    """What the data is: it differs between versions of Python."""
+    return hashlib.sha256(TEXT.read_bytes()).hexdigest()
+
+
+def stored_text(found: dict[str, Any]) -> str:
+    """losses.json, one line a curve."""
+    lines = ["{", f'"facts": {json.dumps(found["facts"])},']
+    for precision in ("fp32", "fp64"):
+        curves = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in found[precision].items()]
+        lines += [f'"{precision}": {{', ",\n".join(curves), "}" if precision == "fp64" else "},"]
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def page_text(found: dict[str, Any], page: str) -> str:
+    """README.md with its table and facts written from the stored losses."""
+    facts, steps = found["facts"], len(found["fp32"]["one"])
+    rows = [
+        f"| plan | ranks | what | loss of step {steps} (fp32) | fp32 | fp64 |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for run in RUNS:
+        sets = "".join(f" --set {text}" for text in run.sets.split())
+        far = [f"{apart(found[p][run.name], found[p][run.base])[-1]:.1e}" for p in ("fp32", "fp64")]
+        if run.name == run.base:
+            far = ["", ""]
+        rows.append(
+            f"| `{run.plan}{sets}` (`{run.model}`) | {facts['ranks'][run.name]} | {run.what} "
+            f"| {found['fp32'][run.name][-1]:.5f} | {far[0]} | {far[1]} |"
+        )
+    tail = (
+        f"Python {facts['python']}, torch {facts['torch']}, {facts['machine']}, `--backend local`, one "
+        f"thread; all runs together took {facts['seconds'] / 60:.0f} minutes. The text is "
+        f"{facts['text_bytes']:,} bytes long (it differs between versions of Python). Tolerance: "
+        f"{TOLERANCE['fp32']['dense']:.0e} in float32 ({TOLERANCE['fp32']['moe']:.0e} for the mixture "
+        f"of experts), {TOLERANCE['fp64']['dense']:.0e} in float64."
+    )
+    before, _, rest = page.partition(BEGIN)
+    after = rest.partition(END)[2]
+    body = "\n".join(rows)
+    return f"{before}{BEGIN}\n\n{body}\n\n{tail}\n\n{END}{after}"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A rectangle of the picture and the values at its edges."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    steps: int
+    low: float
+    high: float
+
+    def x(self, step: float) -> float:
+        """Where a step stands."""
+        return self.left + self.width * (step - 1) / (self.steps - 1)
+
+    def y(self, value: float) -> float:
+        """Where a value stands; outside the edges it is moved to them."""
+        share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
+        return self.top + self.height * (1 - share)
+
+    def curve(self, values: list[float], colour: str, width: float, extra: str = "") -> str:
+        """A line through one value a step."""
+        points = " ".join(f"{self.x(i):.1f},{self.y(v):.1f}" for i, v in enumerate(values, 1))
+        return (
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{width}" '
+            f'stroke-linejoin="round"{extra}/>'
+        )
+
+    def frame(self, title: str, ticks: list[tuple[float, str]]) -> list[str]:
+        """The grid, its labels and a title above it."""
+        right, bottom = self.left + self.width, self.top + self.height
+        out = [f'<text x="{self.left}" y="{self.top - 10}" font-weight="bold">{title}</text>']
+        for value, label in ticks:
+            y = self.y(value)
+            out.append(line(self.left, y, right, y, "#dddddd"))
+            out.append(
+                f'<text x="{self.left - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
+            )
+        for step in [1, *range(50, self.steps + 1, 50)]:
+            x = self.x(step)
+            out.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{step}</text>')
+        return [*out, line(self.left, bottom, right, bottom, "#888888")]
+
+
+def line(x1: float, y1: float, x2: float, y2: float, colour: str, extra: str = "") -> str:
+    """A straight line."""
+    return (
+        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"{extra}/>'
+    )
+
+
+def picture_text(found: dict[str, Any]) -> str:
+    """losses.svg: the curves, and below them how far each is from one device."""
+    from math import log10
+
+    curves = found["fp32"]
+    steps = len(curves["one"])
+    tops = Panel(70, 40, 560, 250, steps, 1, 6.2)
+    low = Panel(70, 350, 560, 210, steps, -16, 0)
+    out = [
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 960 600" width="960" height="600" '
+        'font-family="sans-serif" font-size="12" fill="#222222">',
+        '<rect width="960" height="600" fill="#ffffff"/>',
+        *tops.frame("loss by step, float32", [(v, str(v)) for v in range(1, 7)]),
+    ]
+    for run in RUNS:
+        if run.name == run.base:
+            out.append(tops.curve(curves[run.name], run.colour, 5, ' opacity="0.3"'))
+    for index, run in enumerate(r for r in RUNS if r.name != r.base):
+        dashes = f' stroke-dasharray="3 24" stroke-dashoffset="{3 * index}"'
+        out.append(tops.curve(curves[run.name], run.colour, 2, dashes))
+    out += low.frame(
+        "largest relative difference from one device so far (dotted: float64)",
+        [(v, f"1e{v}") for v in range(-16, 1, 2)],
+    )
+    for value, text in limits():
+        y = low.y(log10(value))
+        out.append(line(70, y, 630, y, "#cc0000", ' stroke-dasharray="6 4"'))
+        out.append(f'<text x="110" y="{y - 5:.1f}" fill="#cc0000" font-size="10">{text}</text>')
+    for run in RUNS:
+        for precision, dots in (("fp32", ""), ("fp64", ' stroke-dasharray="2 3"')):
+            far = apart(found[precision][run.name], found[precision][run.base])
+            if run.name != run.base:
+                heights = [log10(max(v, 1e-30)) for v in far]
+                out.append(low.curve(heights, run.colour, 1.5, dots))
+    return "\n".join([*out, *legend(), "</svg>"]) + "\n"
+
+
+def limits() -> list[tuple[float, str]]:
+    """Every tolerance and what it is for."""
+    return [
+        (TOLERANCE["fp32"]["moe"], "tolerance of float32, mixture of experts"),
+        (TOLERANCE["fp32"]["dense"], "tolerance of float32"),
+        (TOLERANCE["fp64"]["dense"], "tolerance of float64"),
+    ]
+
+
+def legend() -> list[str]:
+    """What the colours mean."""
+    out, y = [], 52
+    for run in RUNS:
+        if run.name == run.base:
+            y += 10 if run.model == "moe" else 0
+            out.append(line(650, y - 4, 676, y - 4, run.colour, ' stroke-width="5" opacity="0.3"'))
+            text = f"{run.what}, {'dense' if run.model == 'dense' else 'mixture of experts'}"
+        else:
+            out.append(line(650, y - 4, 676, y - 4, run.colour, ' stroke-width="2"'))
+            text = run.what
+        out.append(f'<text x="684" y="{y}">{text}</text>')
+        y += 20
+    return out
+
+
+def main() -> None:
+    """Measure unless told only to draw; write the three files."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--draw", action="store_true", help="draw the stored losses again")
+    parser.add_argument("--steps", type=int, default=200, help="steps of each run")
+    args = parser.parse_args()
+    if not args.draw:
+        STORED.write_text(stored_text(measure(args.steps)))
+    found = json.loads(STORED.read_text())
+    PICTURE.write_text(picture_text(found))
+    PAGE.write_text(page_text(found, PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    main()
