@@ -15,7 +15,7 @@ from plancc.dsl.plan import Call, Job, Setting
 from plancc.dsl.source import Span
 from plancc.ir.graph import Node
 from plancc.ir.layout import Part
-from plancc.ir.mesh import World, mesh_of
+from plancc.ir.mesh import World
 from plancc.ir.program import Balanced
 from plancc.ir.shape import Leaf, leaves
 from plancc.passes.base import Placed, Unit
@@ -113,11 +113,10 @@ def balanced(
         )  # fmt: skip
         return None
     part = parts[0]
-    pool = unit.plan.meshes.get(mesh_of(part.mesh))
-    if pool is not None and pool.is_pool:
+    if any(mesh.is_pool for mesh in unit.plan.meshes.values()):
         report.error(
-            "P901", "balancing experts on a pool is not supported yet", asked.span,
-            help=["place the experts on a mesh"],
+            "P901", "balancing experts beside a pool is not supported yet", asked.span,
+            help=["declare the pool as a mesh"],
         )  # fmt: skip
         return None
     if (experts + asked.spare) % part.count or asked.spare > experts * (part.count - 1):

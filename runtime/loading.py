@@ -37,8 +37,11 @@ def load_weights(
         placed = placed_part(dims)
         key = f"{row['fqns'] or row['key']}:{placed or ranges}"
         if key not in shared:
-            shared[key] = _read(row, ranges, source, artifact, view.device, dtype)
-        if placed is not None:
+            found = _read(row, ranges, source, artifact, view.device, dtype)
+            shared[key] = found if placed is None else found.clone()
+        if (
+            placed is not None
+        ):  # these rows are written when the table changes: not the source's own
             view.tables.keep(placed, key, shared[key])
         out[row["key"]] = shared[key]
     return out

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from plancc.runtime.artifact import Artifact
 from plancc.runtime.balance import Tables
+from plancc.runtime.balance.balancer import Balancer
 from plancc.runtime.comm import Comm
 from plancc.runtime.dims import Dim, Ranges
 from plancc.runtime.kv import KVCache
@@ -66,6 +67,7 @@ class Runner:
         self.sizes = dict(sizes or {})
         self.dtype = dtype
         self.tables = Tables()
+        self.balance = Balancer(self)
         self.exact = False  # whether wire types of the plan are left out
         self._ready: dict[str, tuple[View, Comm, dict[str, Tensor]]] = {}
         self._shared: dict[str, Tensor] = {}
@@ -118,6 +120,7 @@ class Runner:
         sizes = {"T": tokens, "P": sequence.past}
         sequence.past += tokens
         sequence.row = row
+        self.balance.after(row)
         return self.collect(row, found, tuple(bounds), sizes)
 
     def switch(

@@ -17,7 +17,7 @@ class Owned:
 
     `tensor` has the dtype that is computed with and is written in place after a step; `shape` is
     the whole parameter's, `ranges` what of it is here; of a slice that several ranks hold, exactly
-    one `counts` in the global norm.
+    one `counts` in the global norm, or some `rows` of it (None: all) where only rows are held twice.
     """
 
     name: str
@@ -25,6 +25,11 @@ class Owned:
     shape: tuple[int, ...]
     ranges: Ranges
     counts: bool = True
+    rows: tuple[int, ...] | None = None
+
+    def counted(self, grad: Tensor) -> Tensor:
+        """The part of a gradient that counts in the norm."""
+        return grad if self.rows is None else grad[list(self.rows)]
 
     def check(self) -> None:
         """Raise Bug unless the tensor is as large as its ranges, and they lie in the shape."""

@@ -97,7 +97,7 @@ class RankOptimizer:
         rate, scale = learning_rate(self.spec, step_index), self.scale.value
         found = self._found(grads)
         with torch.no_grad():
-            norms = _norms(found)
+            norms = _norms({name: self.owned[name].counted(grad) for name, grad in found.items()})
             norm = self._agree(norms) / scale
             if not math.isfinite(norm):
                 self._refuse(norms)
@@ -107,6 +107,12 @@ class RankOptimizer:
             self._update(found, rate, factor / scale)
         self.scale.kept()
         return StepReport(norm, rate, scale, False)
+
+    def relocate(self, owned: Sequence[Owned]) -> None:
+        """Say which rows of the parameters the slices hold from here on; their tensors stay."""
+        if {item.name for item in owned} != self.owned.keys():
+            raise Bug("other slices than before")
+        self.owned = {item.name: item for item in owned}
 
     def state_pieces(self) -> list[StatePiece]:
         """List what a checkpoint needs beside the parameters, by parameter and kind.

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from plancc.runtime.artifact import Artifact
+from plancc.runtime.balance.balancer import Change
+from plancc.runtime.balance.training import follow_tables, owned_of, settle_experts
 from plancc.runtime.checkpoint import Checkpoint, CheckpointError, save_checkpoint
-from plancc.runtime.optimizer import NonFinite, Owned, RankOptimizer, StepReport
+from plancc.runtime.optimizer import NonFinite, RankOptimizer, StepReport
 from plancc.runtime.training import state as saved_state
 from plancc.runtime.training.exact import ExactRunner
 from plancc.runtime.training.feed import Feed
@@ -102,12 +104,12 @@ class Training:
         self.ids = next(name for name in self.ids_of(self.row))
         self.slices = self.runner.owned(job.batch, job.seq_len)
         self.names = saved_state.optimizer_names(self.slices)
-        owned = [
-            Owned(self.names[s.key], s.tensor, s.shape, s.ranges, s.counts) for s in self.slices
-        ]
         self.optimizer = RankOptimizer(
-            job.spec, owned, sum_all=self.sum_all, precision=job.precision
-        )
+            job.spec, owned_of(self.slices, self.names), sum_all=self.sum_all,
+            precision=job.precision,
+        )  # fmt: skip
+        follow_tables(self)
+        self.changes: list[Change] = []
         plain = {self.names[s.key]: s.name for s in self.slices}
         saved_state.fill(self.optimizer, plain, artifact, source, checkpoint)
         self.runner.refresh(job.batch, job.seq_len)
@@ -176,6 +178,7 @@ class Training:
         gradients = {self.names[key]: grad for key, grad in found.gradients.items()}
         self.update(gradients, loss, targets.numel())
         self.runner.refresh(self.job.batch, self.job.seq_len)
+        self.changes = settle_experts(self)
         self.note(self.report, targets.numel() / max(time.monotonic() - began, 1e-9))
         return signal
 
@@ -215,6 +218,7 @@ class Training:
             "tokens_per_s": round(rate, 1), "seconds": round(self.seconds(), 4),
             "epoch": self.feed.batches.epoch, "skipped": report.skipped,
             **({"idle": self.idle_shares} if self.idle_shares else {}),
+            **({"balance": [change.json() for change in self.changes]} if self.changes else {}),
             **({"wire_error": errors} if (errors := self.wires.errors()) else {}),
         }  # fmt: skip
 

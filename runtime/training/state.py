@@ -119,7 +119,7 @@ def pieces(
     """What this rank brings to a checkpoint; `rest` gives what nobody trains, for rank 0."""
     counted = {names[item.key]: item for item in slices if item.counts}
     for item in counted.values():
-        yield Piece(f"{MODEL}{item.name}", item.shape, item.ranges, item.tensor.detach())
+        yield Piece(f"{MODEL}{item.name}", item.shape, *item.brought(item.tensor.detach()))
     for state in optimizer.state_pieces():
         if not state.name:
             if rank == 0:
@@ -129,7 +129,7 @@ def pieces(
             if state.whole:
                 yield one(name, state.tensor)
             else:
-                yield Piece(name, found.shape, found.ranges, state.tensor.detach())
+                yield Piece(name, found.shape, *found.brought(state.tensor.detach()))
     if rank == 0:
         yield from rest()
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from plancc.runtime.artifact import ArtifactError
+from plancc.runtime.balance.balancer import placed_text
 from plancc.runtime.dims import within
 from plancc.runtime.owners import Owners
 from plancc.runtime.pieces import cut
@@ -19,6 +20,7 @@ from plancc.runtime.training.recorder import Recorder, Unrecorded
 from plancc.runtime.training.slices import (
     OwnedSlice,
     first_holder,
+    first_rows,
     first_stage,
     slice_ranges,
     slice_shape,
@@ -133,6 +135,7 @@ class TrainRunner(Runner):
         with torch.no_grad():
             view.batch = batch
             gradients = module.reduce(view, comm, weights, SimpleNamespace())
+            gradients = self.balance.summed(cls, gradients)
         self.transport.program = ""
         loss = torch.stack([x.detach() for x in losses]).sum() if losses else None
         return StepResult(loss, gradients, row, cls)
@@ -208,7 +211,9 @@ class TrainRunner(Runner):
             counts = first_stage(row, name, weight) and first_holder(view, place)
             ranges = slice_ranges(view, place, view.rank)
             mine = self.slice_of(weight, place, weights[key])
-            out.append(OwnedSlice(key, name, slice_shape(view, place), ranges, mine, counts))
+            once = first_rows(view, place)
+            counts = counts and once != ()
+            out.append(OwnedSlice(key, name, slice_shape(view, place), ranges, mine, counts, once))
         return out
 
     def slice_of(
@@ -220,7 +225,7 @@ class TrainRunner(Runner):
         mine = slice_ranges(view, place, view.rank)
         if had == mine:
             return whole
-        key = (weight["key"], mine)
+        key = (weight["key"], placed_text(place) or mine[0] if mine else (), mine[1:])
         if key not in self._slices:
             spots = tuple(within(a, b) for a, b in zip(had, mine, strict=True))
             self._slices[key] = cut(whole.detach(), spots).clone()
