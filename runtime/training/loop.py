@@ -113,6 +113,7 @@ class Training:
         plain = {self.names[s.key]: s.name for s in self.slices}
         saved_state.fill(self.optimizer, plain, artifact, source, checkpoint)
         self.runner.refresh(job.batch, job.seq_len)
+        self.report: StepReport | None = None
         self.begin = time.monotonic()
 
     @property
