@@ -60,8 +60,7 @@ def route_experts(
     work.instructions.append(((home, target), Transfer(route.name, arrivals, counts, origin)))
     leaf = rows_leaf(work, target, given[1].source)
     rows = []
-    placed = is_placed(experts)
-    if placed:
+    if is_placed(experts):
         given[1] = seats_of(work, route, given[1], origin)
     for held in given:
         layout = Layout((leaf, *held.layout.dims[1:]))
@@ -74,18 +73,8 @@ def route_experts(
         )  # fmt: skip
         work.instructions.append(((home, target), Transfer(held.name, out, edge, origin)))
         rows.append(out)
-    known = {arg: Ref(held.name) for arg, held in zip(TOKEN_ARGS, rows, strict=True)}
-    local = work.local_operands(binding, plan, origin, known)
-    call, call_args, kwargs = localise_node(node, binding, work.named.shapes, plan, local)
-    if placed:
-        call, kwargs = "plancc.placed_experts.default", {**kwargs, "layer": LocalDim(experts)}
+    made = call_experts(work, node, binding, plan, origin, rows)
     value = node.outs[0]
-    made = Held(
-        work.fresh(f"{value.name}_rows"), "", rows[0].layout, value.dtype, target
-    )  # fmt: skip
-    work.instructions.append(
-        ((target,), Compute(call, call_args, kwargs, (made,), origin, node.name))
-    )
     back = Edge(
         work.next_edge(), target, home, value.name, made.layout, given[0].layout, value.dtype,
         way="gather", routes=(arrivals.name, route.name), parts=parts,
@@ -93,6 +82,30 @@ def route_experts(
     out = work.hold(value.name, home, given[0].layout, value.name)
     work.instructions.append(((target, home), Transfer(made.name, out, back, origin)))
     return home
+
+
+def call_experts(
+    work: _Builder, node: Node, binding: Binding, plan: NodeLayout, origin: Origin,
+    rows: list[Held],
+) -> Held:  # fmt: skip
+    """Emit the call on the rows that arrived; returns their results."""
+    known = {arg: Ref(held.name) for arg, held in zip(TOKEN_ARGS, rows, strict=True)}
+    local = work.local_operands(binding, plan, origin, known)
+    call, args, kwargs = localise_node(node, binding, work.named.shapes, plan, local)
+    weight = next(
+        layout for o, layout in zip(binding.operands, plan.operands, strict=True)
+        if o.arg not in TOKEN_ARGS
+    )  # fmt: skip
+    if is_placed(weight.dims[0]):
+        call, kwargs = "plancc.placed_experts.default", {
+            **kwargs, "layer": LocalDim(weight.dims[0])
+        }  # fmt: skip
+    value, target = node.outs[0], plan.stage
+    name = work.fresh(f"{value.name}_rows")
+    made = Held(name, "", rows[0].layout, value.dtype, target)
+    compute = Compute(call, args, kwargs, (made,), origin, node.name)
+    work.instructions.append(((target,), compute))
+    return made
 
 
 def is_placed(experts: LocalTree) -> bool:

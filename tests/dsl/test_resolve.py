@@ -190,7 +190,7 @@ def test_crlf(tmp_path: Path) -> None:
 UNSUPPORTED = {
     "fa_pool": set(),
     "fsdp": set(),
-    "deepseek_ep": {"routing within groups of experts", "balancing of experts", "spare experts",
+    "deepseek_ep": {"routing within groups of experts",
                     
                     "a layout other than contiguous (keys: or zigzag)",
                     "a plan for decode alone"},
