@@ -50,17 +50,13 @@ def run(args: argparse.Namespace) -> int:
         if not args.model:
             return complain("a plan needs --model") and 2
         import plancc.api as api
-        from plancc.dsl import load_plan
 
-        resolved, _ = load_plan(args.plan, dict(args.sets))
-        if resolved is not None and resolved.facts.get("mode") == "train":
-            return complain(for_training(f"{args.plan} (`mode = train`)"))
         with tempfile.TemporaryDirectory() as aside:
             out = Path(aside) / "artifact"
             say(f"compiling {args.plan} ...")
             api.compile(
                 args.plan, args.model, out, weights=args.weights, sets=dict(args.sets),
-                model_args=dict(args.model_args), verify=not args.no_verify,
+                model_args=dict(args.model_args), verify=not args.no_verify, for_="infer",
             )  # fmt: skip
             return run_artifact(args, out)
     except user_errors() as problem:

@@ -90,13 +90,21 @@ def test_excerpt_of_a_training_program() -> None:
 def test_run_names_the_command_that_trains(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`plancc run` on a training plan or artifact; for the plan, before anything is compiled."""
+    """`plancc run` on an artifact compiled for training."""
+    assert main(["run", str(artifact("dp2")), "--tokens", "3"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "is for training" in err and "use `plancc train`" in err
+
+
+def test_run_generates_under_a_plan_that_trains(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a plan trains can also be asked for tokens: `run` compiles for inference."""
     model = ("--model", MODEL, *(w for k, v in ARGS.items() for w in ("--model-arg", f"{k}={v}")))
-    for words in ([str(artifact("dp2"))], [str(ROOT / "examples" / "fsdp.plan"), *model]):
-        assert main(["run", *words, "--tokens", "3"]) == 1
-        out, err = capsys.readouterr()
-        assert out == "" and "is for training" in err and "use `plancc train`" in err
-        assert "compiling" not in err
+    plan = str(ROOT / "examples" / "fsdp.plan")
+    assert (
+        main(["run", plan, *model, "--tokens", "3", "--batch", "4", "--new-tokens", "2", "--check"])
+        == 0
+    )
+    assert "the same tokens as one device" in capsys.readouterr().out
 
 
 @pytest.mark.slow
