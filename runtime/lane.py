@@ -21,12 +21,44 @@ T = TypeVar("T")
 class Handle(Generic[T]):
     """A move that was started; `wait` gives its results or raises what it raised."""
 
-    def __init__(self, future: Future[T]) -> None:
+    def __init__(self, future: Future[T], stream: SideStream | None = None) -> None:
         self._future = future
+        self._stream = stream
 
     def wait(self) -> T:
-        """Return the results once they are there."""
-        return self._future.result()
+        """Return the results once they are there; on CUDA the current stream waits, not the host."""
+        found = self._future.result()
+        return found if self._stream is None else self._stream.join(found)
+
+
+class SideStream:
+    """A CUDA stream beside the computation's: it begins after what was queued when a move was started."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)
+
+    def after_now(self, call: Callable[[], T]) -> Callable[[], T]:
+        """`call` on the side stream, behind all that the current stream has so far."""
+        begin = torch.cuda.Event()
+        begin.record()
+
+        def beside() -> T:
+            with torch.cuda.stream(self.stream):
+                self.stream.wait_event(begin)
+                return call()
+
+        return beside
+
+    def join(self, found: T) -> T:
+        """Let the current stream go on behind the side stream, and keep results alive for it."""
+        done = torch.cuda.Event()
+        done.record(self.stream)
+        current = torch.cuda.current_stream()
+        current.wait_event(done)
+        for x in found if isinstance(found, tuple) else (found,):
+            if isinstance(x, torch.Tensor):
+                x.record_stream(current)
+        return found
 
 
 class Lane:
@@ -35,11 +67,14 @@ class Lane:
     def __init__(self, transport: Any, threaded: bool) -> None:
         self.transport = transport
         self._pool = ThreadPoolExecutor(1, "plancc-lane") if threaded else None
+        device = torch.device(getattr(transport, "device", "cpu"))
+        self._stream = SideStream(device) if threaded and device.type == "cuda" else None
 
     def submit(self, call: Callable[[], T]) -> Handle[T]:
         """Start a call."""
         if self._pool is not None:
-            return Handle(self._pool.submit(unrecorded, call))
+            work = call if self._stream is None else self._stream.after_now(call)
+            return Handle(self._pool.submit(unrecorded, work), self._stream)
         done: Future[T] = Future()
         done.set_result(unrecorded(call))
         return Handle(done)
