@@ -9,23 +9,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from plancc.runtime.balance.balancer import Change
 from plancc.runtime.runner import Runner, Sequence
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """New tokens [B, K], seconds to the first token and per further token, the variant of each step."""
+    """New tokens [B, K], seconds to the first token and per further token, the variant of each step.
+
+    `balance` are the looks at tables of experts, as they were taken.
+    """
 
     tokens: Tensor
     ttft_s: float
     tpot_s: float
     variants: tuple[int, ...]
+    balance: tuple[Change, ...] = ()
 
     def json(self) -> dict[str, object]:
         """Plain data."""
         return {
             "tokens": self.tokens.tolist(), "ttft_s": self.ttft_s, "tpot_s": self.tpot_s,
             "variants": list(self.variants),
+            **({"balance": [change.json() for change in self.balance]} if self.balance else {}),
         }  # fmt: skip
 
 
@@ -42,6 +48,7 @@ def generate(
     """
     state = Sequence()
     tokens, variants = [], []
+    looks = len(runner.balance.changes)
     begin = first = time.perf_counter()
     step, phase = ids, "prefill"
     with torch.no_grad():
@@ -59,4 +66,5 @@ def generate(
             step, phase = token.unsqueeze(1), "decode"
     end = time.perf_counter()
     later = (end - first) / (new_tokens - 1) if new_tokens > 1 else 0.0
-    return Generated(torch.stack(tokens, 1), first - begin, later, tuple(variants))
+    balance = tuple(runner.balance.changes[looks:])
+    return Generated(torch.stack(tokens, 1), first - begin, later, tuple(variants), balance)

@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from plancc.cli.balance import balance_text
+
 EVERY = 10
 """Lines of a whole run where nobody watches."""
 PAUSE = 10.0
@@ -39,6 +41,7 @@ class Progress:
             self.shown = True
         elif (
             step == self.first
+            or row.get("balance")
             or step == self.total
             or step % self.every == 0
             or now - self.last > PAUSE
@@ -63,6 +66,8 @@ class Progress:
             parts.append(f"{clock(each * (self.total - step))} to go")
         parts.append(f"lr {row['lr']:.2e}")
         parts.append("skipped (fp16 overflow)" if row["skipped"] else f"norm {norm:.3g}")
+        if row.get("balance"):
+            parts.append(balance_text(row["balance"]))
         return " ".join(parts[:1]) + "  " + ", ".join(parts[1:])
 
     def close(self) -> None:

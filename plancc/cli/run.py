@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from plancc.cli.balance import balance_lines
 from plancc.cli.options import add_json, add_plan_options, complain, print_json, say, user_errors
 
 
@@ -96,6 +97,8 @@ def run_artifact(args: argparse.Namespace, folder: Path) -> int:
     }  # fmt: skip
     if "measured" in found:
         facts["measured"] = found["measured"]
+    if "balance" in found:
+        facts["balance"] = found["balance"]
     if "events" in found:
         facts["events"] = found["events"]
     if args.check:
@@ -179,7 +182,7 @@ def show(args: argparse.Namespace, facts: dict[str, Any]) -> None:
     )
     for event in facts.get("events", ()):
         print(f"-- step {event['step']}: {event['what']} {event['detail']} (pool {event['pool']})")
-    for line in measured_lines(facts):
+    for line in [*balance_lines(facts.get("balance", ())), *measured_lines(facts)]:
         print(line)
     if facts["weights"] == "seed":
         print("-- weights come from seed 0 (no --weights given): the text means nothing")
