@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,21 +21,22 @@ from plancc.dsl.plan import Mesh, ResolvedPlan
 from plancc.models import in_dtype, load_model
 from plancc.passes.capture import capture
 from plancc.runtime.artifact import Artifact, ArtifactError, load_artifact
-from plancc.runtime.failover import Replicas, Spares, find_replicas
+from plancc.runtime.failover import FailoverError, Replicas, Spares, find_replicas
+from plancc.runtime.training.backends import under_launcher
 
 
 def spare_programs(
-    artifact: Artifact, folder: Path, axis: str | None = None, *,
-    model: nn.Module | None = None, model_args: Mapping[str, str] | None = None,
+    artifact: Artifact, folder: Path, axis: str | bool = True, *,
+    model: nn.Module | str | None = None, model_args: Mapping[str, str] | None = None,
     verify: bool = True,
 ) -> Spares:  # fmt: skip
     """Compile what runs on when replicas along `axis` ("rep" or "attn.rep") are gone, into `folder`.
 
-    There is an artifact for each number of replicas down to one. `model` is needed where the artifact
-    came from a live module. Raises FailoverError for an axis that replicates nothing, and what
-    `compile` raises.
+    There is an artifact for each number of replicas down to one. True is the axis that the plan
+    replicates over; `model` is needed where the artifact came from a live module. Raises what
+    `compile` raises, and FailoverError for an axis that replicates nothing.
     """
-    replicas = find_replicas(artifact, axis)
+    replicas = find_replicas(artifact, axis if isinstance(axis, str) else None)
     plan, report = load_plan(
         artifact.manifest["plan_file"], {k: str(v) for k, v in artifact.manifest["sets"].items()}
     )
@@ -60,13 +64,27 @@ def spare_programs(
     return Spares(replicas, levels).checked()
 
 
+def spares_aside(artifact: Artifact, request: Any, stack: ExitStack, **how: Any) -> Spares:
+    """The `spare_programs` that a request to train needs, kept as long as `stack`.
+
+    Raises FailoverError where the ranks are not ours to watch and to start again.
+    """
+    if request.backend != "gloo" or under_launcher():
+        raise FailoverError(
+            "failover needs ranks that plancc starts as processes of this host: --backend gloo, "
+            "without torchrun"
+        )
+    aside = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    return spare_programs(artifact, aside, request.failover, **how)
+
+
 def model_of(
-    artifact: Artifact, model: nn.Module | None, model_args: Mapping[str, str] | None
+    artifact: Artifact, model: nn.Module | str | None, model_args: Mapping[str, str] | None
 ) -> nn.Module:
     """The model that an artifact was compiled from. Raises ArtifactError for an unknown live one."""
     record = artifact.manifest["model"]
     dtype = getattr(torch, record["dtype"]) if record.get("dtype") else None
-    if model is not None:
+    if isinstance(model, nn.Module):
         return in_dtype(model, dtype)
     if record["spec"] is None:
         raise ArtifactError(f"{artifact.folder} was compiled from a live module: give the model")

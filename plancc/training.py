@@ -16,9 +16,11 @@ from torch import nn
 
 import plancc.api as api
 from plancc.dsl import Diagnostic
+from plancc.failover import spares_aside
 from plancc.runtime.artifact import Artifact, load_artifact
 from plancc.runtime.checkpoint import Checkpoint, CheckpointError, export_safetensors
 from plancc.runtime.data import FolderTokens, open_corpus
+from plancc.runtime.failover import OnEvent, Spares, ignore, train_with_failover
 from plancc.runtime.optimizer import OptimizerSpec
 from plancc.runtime.training import backends
 from plancc.runtime.training.job import (
@@ -46,7 +48,8 @@ class Request:
     """What a user asks for; None: what a resumed run had, else a default.
 
     `resume` is a step's folder, a folder of checkpoints, or True for `checkpoint`. `optimizer` holds
-    fields of OptimizerSpec.
+    fields of OptimizerSpec. `failover` is the axis whose replicas stand in for each other when ranks die,
+    or True for that which the plan replicates over; with `rejoin` such ranks are started again.
     """
 
     data: Sequence[str | Path] = ()
@@ -66,6 +69,8 @@ class Request:
     export: str | Path | None = None
     backend: str = "local"
     time_limit: float = TIME_LIMIT
+    failover: str | bool = False
+    rejoin: bool = True
     optimizer: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -101,6 +106,7 @@ class Prepared:
     state: Mapping[str, Any] | None
     over: bool
     notes: tuple[str, ...]
+    spares: Spares | None = None
 
     @property
     def start(self) -> int:
@@ -274,10 +280,10 @@ def length(artifact: Artifact) -> int:
     return int(max(low, min(SEQ_LEN, high, limit)))
 
 
-def execute(ready: Prepared, on_row: Callable[[Row], None]) -> Trained:
-    """Run; `on_row` sees each step (on rank 0). Raises RankFailure, or TrainFailed.
+def execute(ready: Prepared, on_row: Callable[[Row], None], on_event: OnEvent = ignore) -> Trained:
+    """Run; `on_row` sees each step (on rank 0), an export is written. Raises RankFailure, TrainFailed.
 
-    Writes the exported file where one is asked for. `losses` are empty on other ranks than 0.
+    `losses` are empty on other ranks than 0.
     """
     losses: list[float] = []
 
@@ -296,7 +302,7 @@ def execute(ready: Prepared, on_row: Callable[[Row], None]) -> Trained:
                 shutil.rmtree(aside, ignore_errors=True)
                 stack.callback(shutil.rmtree, aside, ignore_errors=True)
             job = replace(job, checkpoint=str(aside))
-        outcome = run_on(ready.artifact, job, told, request)
+        outcome = run_on(ready, job, told, on_event)
         if outcome.status == FAILED:
             raise TrainFailed(outcome)
         exported = export(request, outcome)
@@ -325,10 +331,12 @@ def export(request: Request, outcome: Outcome) -> str | None:
     return str(request.export)
 
 
-def run_on(
-    artifact: Artifact, job: Job, on_row: Callable[[Row], None], request: Request
-) -> Outcome:
+def run_on(ready: Prepared, job: Job, on_row: Callable[[Row], None], on_event: OnEvent) -> Outcome:
     """Run on the backend that the request names."""
+    artifact, request = ready.artifact, ready.request
+    if ready.spares is not None:
+        limits = {"rejoin": request.rejoin, "time_limit": request.time_limit}
+        return train_with_failover(ready.spares, job, on_row, on_event, **limits)
     if request.backend == "local":
         return backends.train_local(artifact, job, on_row)
     if backends.under_launcher():
@@ -348,13 +356,14 @@ def train(
     on_row: Callable[[Row], None] = lambda row: None,
     on_compiled: Callable[[Sequence[Diagnostic]], None] = lambda warnings: None,
     on_ready: Callable[[Prepared], None] = lambda ready: None,
+    on_event: OnEvent = ignore,
     **wanted: Any,
 ) -> Trained:
     """Train a plan file with `model`, or an artifact folder, on text; see `Request` for `wanted`.
 
     Fields of OptimizerSpec (lr, weight_decay, clip, ...) may stand beside them; `optimizer` is its
-    name. Raises what `compile` raises, TrainError, DataError, SpecError, CheckpointError (nothing has
-    begun then), TrainFailed and RankFailure.
+    name; `on_event` sees ranks that are lost or come back. Raises what `compile` raises, TrainError,
+    DataError, SpecError, CheckpointError (nothing has begun then), TrainFailed and RankFailure.
     """
     request = request_of(data, wanted)
     saved = saved_run(request)
@@ -372,8 +381,11 @@ def train(
             )  # fmt: skip
             on_compiled(built.warnings)
         ready = prepare(load_artifact(folder), request, saved)
+        if request.failover and not ready.over:
+            how = {"model": model, "model_args": model_args, "verify": verify}
+            ready = replace(ready, spares=spares_aside(ready.artifact, request, stack, **how))
         on_ready(ready)
-        return execute(ready, on_row)
+        return execute(ready, on_row, on_event)
 
 
 def request_of(data: Sequence[str | Path] | str | Path, wanted: Mapping[str, Any]) -> Request:

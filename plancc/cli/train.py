@@ -28,6 +28,7 @@ OPTIMIZER = (
 RUN = (
     "batch", "seq_len", "steps", "epochs", "seed", "precision", "tokenizer", "checkpoint", "every",
     "keep", "accumulate", "resume", "log", "export", "backend", "time_limit",
+    "failover", "rejoin",
 )  # fmt: skip
 
 
@@ -45,6 +46,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--time-limit", type=float, default=600.0, metavar="S",
         help="seconds that one instruction of a process may take (gloo, nccl)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--failover", nargs="?", const=True, default=False, metavar="AXIS",
+        help="go on with the other replicas over AXIS when a rank dies (gloo); default: the axis over "
+        "which the plan replicates parameters",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-rejoin", action="store_false", dest="rejoin",
+        help="with --failover: do not start dead ranks again",
     )  # fmt: skip
     add_json(parser)
 
@@ -182,6 +192,11 @@ def carry_out(args: argparse.Namespace) -> int:
     def row(found: dict[str, Any]) -> None:
         bar[0].row(found)
 
+    def event(found: Any) -> None:
+        bar[0].close()
+        if found.what != "done again":
+            sys.stderr.write(f"step {found.step}: {found.detail}\n")
+
     if not (Path(args.plan) / "manifest.json").is_file():
         say(f"compiling {args.plan} ...")
     wanted = {name: getattr(args, name) for name in (*RUN, *OPTIMIZER)}
@@ -190,7 +205,7 @@ def carry_out(args: argparse.Namespace) -> int:
         done = api.train(
             args.plan, args.model, data=args.data, weights=args.weights, sets=dict(args.sets),
             model_args=dict(args.model_args), verify=not args.no_verify, on_row=row,
-            on_compiled=compiled, on_ready=ready, **wanted,
+            on_compiled=compiled, on_ready=ready, on_event=event, **wanted,
         )  # fmt: skip
     finally:
         if bar:

@@ -40,12 +40,19 @@ class Event:
         return {"step": self.step, "event": found.pop("what"), **found}
 
 
+OnEvent = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """Do nothing about an event."""
+
+
 class Course:
     """One run: opens epochs until the ranks say that it is over."""
 
     def __init__(
         self, spares: Spares, seat: str, run: Any, *, on_row: Callable[[Row], None],
-        on_event: Callable[[Event], None], rejoin: bool, time_limit: float, first: int = 0,
+        on_event: OnEvent, rejoin: bool, time_limit: float, first: int = 0,
     ) -> None:  # fmt: skip
         self.spares, self.on_row, self.on_event, self.rejoin = spares, on_row, on_event, rejoin
         self.active = list(range(len(spares.replicas.ranks)))
@@ -251,7 +258,7 @@ def named(ranks: Sequence[int]) -> str:
 
 def train_with_failover(
     spares: Spares, job: Job, on_row: Callable[[Row], None],
-    on_event: Callable[[Event], None] = lambda event: None, *, rejoin: bool = True,
+    on_event: OnEvent = ignore, *, rejoin: bool = True,
     time_limit: float = 600.0, opened: Callable[[Course], None] = lambda course: None,
 ) -> Outcome:  # fmt: skip
     """Train with a process a rank on this host; replicas stand in for each other.

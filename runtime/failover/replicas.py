@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plancc.runtime.artifact import Artifact
+from plancc.runtime.artifact import Artifact, ArtifactError
 from plancc.runtime.training.slices import slice_ranges
 from plancc.runtime.view import View
 
 
-class FailoverError(Exception):
+class FailoverError(ArtifactError):
     """The plan has no replicas that could stand in for each other: the user's side."""
 
 

@@ -63,7 +63,9 @@ class FailoverTraining(Training):
                 if every and self.step % every == 0:
                     self.save()
             if signal == PAUSE:
-                return self.outcome(PAUSED)
+                if self.goes_on():
+                    return self.outcome(PAUSED)
+                signal = 0
             self.save()
         except NonFinite as problem:
             return self.outcome(FAILED, 0, self.explained(problem))
