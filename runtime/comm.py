@@ -220,6 +220,8 @@ class Comm:
         """Receive rows [n, *tail], those of the lowest source first."""
         wanted = [(rank, (count, *tail), dtype) for rank, count in arrivals.counts]
         found = self._exchange([], wanted, at, channel, wire)
+        if not found:  # a copy of the experts to which no source turns
+            return torch.empty((0, *tail), dtype=dtype, device=self.view.device)
         return torch.cat(found)
 
     def give_back(
