@@ -90,6 +90,7 @@ def _rule_features(rule: Job | Combine | Share | Setting) -> Iterator[tuple[str,
             yield "dim", dim, span
         for name, value in rule.options.items():
             runs = name == "layout" and _layout_runs(rule, str(value))
+            runs = runs or (name == "assign" and _assign_runs(rule, str(value)))
             if not runs and (name, value) not in FREED:
                 yield "option", name, rule.span
     else:
@@ -115,6 +116,11 @@ def _feedback(wire: Call) -> bool:
 def _layout_runs(rule: Job, layout: str) -> bool:
     """Whether positions can be laid out so: in one piece, or keys in a zigzag."""
     return layout == "contiguous" or (layout == "zigzag" and rule.dims == ("kv_seq",))
+
+
+def _assign_runs(rule: Job, assign: str) -> bool:
+    """Whether rows can be shared out so: whole sequences, by the measured pace of the ranks."""
+    return assign == "least_loaded" and rule.dims == ("batch",)
 
 
 def _setting_features(place: str, settings: Iterable[Setting]) -> Iterator[tuple[str, str, Span]]:

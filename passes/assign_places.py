@@ -232,6 +232,14 @@ class _Assignment:
                 notes=[note],
             )
 
+    def check_loaded(self, axis: str, rule: Job, inside: bool) -> None:
+        """P901, once a rule: rows are assigned within the share of another axis, or beside a pool."""
+        pool = any(mesh.is_pool for mesh in self.matcher.plan.meshes.values())
+        if (inside or pool) and (id(rule), axis) not in self.fixed_axes:
+            self.fixed_axes.add((id(rule), axis))
+            where = "within the share of another axis" if inside else "beside a pool"
+            self.report.error("P901", f"assigning rows {where} is not supported yet", rule.span)
+
     def cuts(self, state: _State) -> Mapping[int, tuple[tuple[Part, ...], str | None]]:
         """The parts of each leaf, jobs in order of their axes on the mesh (major to minor)."""
         assert state.mesh is not None
@@ -250,9 +258,11 @@ class _Assignment:
             self.jobs[id(rule)] = (rule, dim, scope)
             for anchor in anchors:
                 block = self.block_rule(rule, anchor, grid)
-                share = key_share(rule, block) if anchor.label == "s" else block
+                share = key_share(rule, block) if anchor.label == "s" else row_share(rule, block)
                 for leaf, part in allot(anchor.leaves, grid.name, axis, size, share, out):
                     have = out.get(leaf.id, ((), None))[0]
+                    if share == "loaded":
+                        self.check_loaded(axis, rule, bool(have) and part not in have)
                     if part not in have:
                         out[leaf.id] = ((*have, part), anchor.label)
         return out
@@ -351,6 +361,11 @@ def key_share(rule: Job, block: str) -> str:
     """How positions are shared out among the owners of keys: blocks, balanced, or zigzag."""
     zigzag = str(rule.options.get("layout")) == "zigzag"
     return f"owned+{'zigzag' if zigzag else block}"
+
+
+def row_share(rule: Job, block: str) -> str:
+    """How other dims are shared out: as their blocks say, or rows by the pace of those that take them."""
+    return "loaded" if str(rule.options.get("assign")) == "least_loaded" else block
 
 
 def report_no_match(report: Report, pattern: str, span: Span, paths: Iterable[str]) -> None:

@@ -47,6 +47,19 @@ class Dim(int):
         return dim
 
     @staticmethod
+    def loaded(
+        total: int, parts: tuple[Part, ...], table: tuple[Ranges, ...], coord: Coord
+    ) -> Dim:  # fmt: skip
+        """A leaf of which each rank along the first part has one range in `table`, cut by the others."""
+        first = coord(parts[0])
+        mine = ((0, total),) if first is None else cut_inside(table[first], parts[1:], coord)
+        dim = Dim(length(mine))
+        dim.total, dim.op, dim.kids, dim.parts = total, "leaf", (), parts
+        dim.lo = mine[0][0] if mine else 0
+        dim.table, dim.key = table, (total, parts, table)
+        return dim
+
+    @staticmethod
     def placed(
         total: int, part: Part, table: tuple[Ranges, ...], room: int, coord: Coord
     ) -> Dim:  # fmt: skip
@@ -99,7 +112,9 @@ class Dim(int):
         """The global index ranges, ascending, that a rank at `coord` holds."""
         if self.table is not None:
             index = coord(self.parts[0])
-            return ((0, self.total),) if index is None else self.table[index]
+            if index is None:
+                return ((0, self.total),)
+            return cut_inside(self.table[index], self.parts[1:], coord)
         if self.op == "leaf":
             lo, hi = nested(self.total, self.parts, coord)
             return ((lo, hi),) if hi > lo else ()
@@ -125,6 +140,15 @@ class Dim(int):
                     ]
                 )
         return found
+
+
+def cut_inside(ranges: Ranges, parts: tuple[Part, ...], coord: Coord) -> Ranges:
+    """One range cut further by nested parts; several stay as they are."""
+    if not parts or len(ranges) != 1:
+        return ranges
+    base, end = ranges[0]
+    lo, hi = nested(end - base, parts, coord)
+    return ((base + lo, base + hi),) if hi > lo else ()
 
 
 def nested(total: int, parts: tuple[Part, ...], coord: Coord) -> tuple[int, int]:

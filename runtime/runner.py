@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from plancc.runtime.artifact import Artifact
-from plancc.runtime.balance import Tables
+from plancc.runtime.balance import PacesUsed, Tables
 from plancc.runtime.balance.balancer import Balancer
 from plancc.runtime.comm import Comm
 from plancc.runtime.dims import Dim, Ranges
@@ -34,6 +34,7 @@ class Sequence:
     row: Mapping[str, Any] | None = None
     caches: list[KVCache] = field(default_factory=list)
     owners: Owners = field(default_factory=Owners)
+    paces: PacesUsed = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,9 @@ class Runner:
         bounds = split_batch(batch, row["microbatches"])
         while len(sequence.caches) < len(bounds):
             sequence.caches.append(KVCache())
+        if sequence.row is None:
+            sequence.paces = self.balance.paces(row)
+        self.tables.paces.used = sequence.paces
         self.switch(sequence, row, view, comm, bounds)
         sequence.owners.extend(tokens)
         view.owners = sequence.owners
@@ -113,9 +117,10 @@ class Runner:
             return step(view, comm, weights, sequence.caches[index], *given)
 
         found: dict[str, list[Tensor | None]] = {}
-        for result in take_turns(start, len(bounds)):
-            for name, value in result.items():
-                found.setdefault(name, []).append(value)
+        with self.balance.working(row, [hi - lo for lo, hi in bounds], tokens):
+            for result in take_turns(start, len(bounds)):
+                for name, value in result.items():
+                    found.setdefault(name, []).append(value)
         self.transport.program = ""
         sizes = {"T": tokens, "P": sequence.past}
         sequence.past += tokens

@@ -13,7 +13,7 @@ from torch import Tensor
 from plancc.dsl.errors import Bug
 from plancc.ir.layout import Part
 from plancc.ir.mesh import Grid
-from plancc.runtime.balance import Tables, is_placed
+from plancc.runtime.balance import Tables, is_loaded, is_placed
 from plancc.runtime.dims import Coord, Dim, Ranges
 from plancc.runtime.owners import Owners, is_owned
 
@@ -141,6 +141,9 @@ class View:
         if found and is_owned(found[0]):
             table = self.owners.ranges(found[0])
             return Dim.owned(total, found[0], table, self.coord_of(self.rank))
+        if found and is_loaded(found[0]):
+            shares = self.tables.paces.shares(found[0], total)
+            return Dim.loaded(total, found, shares, self.coord_of(self.rank))
         if found and is_placed(found[0]):
             held = self.tables.of(found[0], total)
             coord = self.coord_of(self.rank)

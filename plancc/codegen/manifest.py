@@ -204,9 +204,10 @@ def _fill(aside: Path, plan, world, sets, graph: Graph, facts, weights) -> None:
                 "guard": variant.text,
                 "bounds": {k: list(v) for k, v in variant.bounds.items()},
                 "microbatches": found.microbatches,
-                "owned": owned_parts(found),
+                "owned": ruled_parts(found, "owned"),
                 **schedule_json(found),
                 **balance_json(found.balance),
+                **({"loaded": loaded} if (loaded := ruled_parts(found, "loaded")) else {}),
                 **({"turns": found.turns} if found.turns > 1 else {}),
                 "classes": rows,
             }
@@ -282,8 +283,11 @@ def balance_json(layers: Sequence[Balanced]) -> dict[str, Any]:
     return {"balance": rows} if rows else {}
 
 
-def owned_parts(programs: ProgramSet) -> list[str]:
-    """The parts over which caches are cut along the sequence: the runtime keeps a table for each."""
+def ruled_parts(programs: ProgramSet, rule: str) -> list[str]:
+    """The parts of a rule: the runtime keeps a table for each.
+
+    `owned`: caches are cut along the sequence; `loaded`: rows are shared out by pace.
+    """
     found = {
         part_text(part, "").strip("'"): None
         for program in programs.programs
@@ -292,7 +296,7 @@ def owned_parts(programs: ProgramSet) -> list[str]:
         for dim in held.layout.dims
         for leaf in cuts(dim)
         for part in leaf.parts
-        if part.rule.startswith("owned")
+        if part.rule.startswith(rule)
     }
     return list(found)
 

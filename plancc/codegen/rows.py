@@ -30,6 +30,8 @@ def batch_cut(program: RankProgram) -> list[Any] | None:
             continue
         if not isinstance(step, Collective) or step.kind != "shard":
             return None
+        if any(part.rule == "loaded" for part in step.parts):
+            return None  # other rows from step to step
         tree = tree_json(step.out.layout.dims[0], program.leaf_names)
         if tree not in trees:
             trees.append(tree)

@@ -6,6 +6,7 @@ and weights behind it follow a table, so that a change of the table changes no p
 
 from __future__ import annotations
 
+from plancc.runtime.balance.paces import Paces, PacesUsed, is_loaded
 from plancc.runtime.balance.tables import Key, Table, Tables, is_placed, key_of
 
-__all__ = ["Key", "Table", "Tables", "is_placed", "key_of"]
+__all__ = ["Key", "Paces", "PacesUsed", "Table", "Tables", "is_loaded", "is_placed", "key_of"]

@@ -6,7 +6,9 @@ All ranks add up what was measured and then compute the same; programs do not ch
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from plancc.balance import Estimate, place_experts, settle
 from plancc.balance.placement import placed, rank_loads
+from plancc.runtime.balance.paces import PacesUsed
 from plancc.runtime.balance.rows import move_rows, sum_copies, travels
 from plancc.runtime.balance.tables import Key, Table, key_of
 from plancc.runtime.view import View
@@ -22,7 +25,7 @@ from plancc.runtime.view import View
 if TYPE_CHECKING:
     from plancc.runtime.runner import Runner
 
-MEASURE, MOVE, COPIES = 17, 18, 19
+MEASURE, MOVE, COPIES, PACES = 17, 18, 19, 20
 """Instruction numbers of what balance itself sends."""
 
 
@@ -57,6 +60,7 @@ class Balancer:
         self.steps = 0
         self.changes: list[Change] = []
         self.estimates: dict[Key, Estimate] = {}
+        self.work: dict[str, list[float]] = {}  # seconds and tokens of this rank by part of rows
         self.states: Callable[[Key], Sequence[Tensor]] = lambda key: ()
 
     def after(self, row: Mapping[str, Any]) -> list[Change]:
@@ -129,6 +133,58 @@ class Balancer:
             move_rows(self.runner.transport, view, part, (old, new), way, tensors, MOVE)
         self.runner.tables.change(key, new)
         return len(way)
+
+    def paces(self, row: Mapping[str, Any]) -> PacesUsed:
+        """What a batch that begins now shares its rows out by; every rank computes the same."""
+        loaded = row.get("loaded", ())
+        if not loaded:
+            return {}
+        runner, view = self.runner, self.runner.view_on("")
+        parts = [view.part(text) for text in loaded]
+        flat = torch.zeros(sum(2 * part.count for part in parts), dtype=torch.float64)
+        at = 0
+        for text, part in zip(loaded, parts, strict=True):
+            index = view.index(view.rank, part)
+            if index is not None:
+                flat[at + index], flat[at + part.count + index] = self.work.pop(text, (0.0, 0.0))
+            at += 2 * part.count
+        transport = runner.transport
+        group = tuple(getattr(transport, "members", None) or range(transport.world))
+        total = transport.all_reduce(flat.to(transport.device), group, PACES).cpu().tolist()
+        for part in parts:
+            mine, total = total[: 2 * part.count], total[2 * part.count :]
+            runner.tables.paces.note(part, mine[: part.count], mine[part.count :])
+        return dict(runner.tables.paces.newest)
+
+    @contextmanager
+    def working(
+        self, row: Mapping[str, Any], batches: Sequence[int], tokens: int
+    ) -> Iterator[None]:  # fmt: skip
+        """Time what this rank does for its rows of `batches`; on the CPU alone, where waiting takes none."""
+        loaded = row.get("loaded", ())
+        begin = time.thread_time()
+        yield
+        spent = time.thread_time() - begin
+        if not loaded or not self.runner.tables.measures or self.on_device():
+            return
+        view = self.runner.view_on("")
+        for text in loaded:
+            part = view.part(text)
+            index = view.index(view.rank, part)
+            if index is not None:
+                mine = sum(
+                    high - low
+                    for rows in batches
+                    for low, high in self.runner.tables.paces.shares(part, rows)[index]
+                )
+                found = self.work.setdefault(text, [0.0, 0.0])
+                found[0] += spent
+                found[1] += mine * tokens
+
+    def on_device(self) -> bool:
+        """Whether this rank computes on an accelerator: the thread's time then says nothing."""
+        device = getattr(self.runner.transport, "device", None)
+        return device is not None and device.type != "cpu"
 
     def summed(self, cls: Mapping[str, Any], gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gradients with those of copies of one expert added up, by weight key as they are given."""

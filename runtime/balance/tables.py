@@ -18,6 +18,7 @@ from torch import Tensor
 
 from plancc.dsl.errors import Bug
 from plancc.ir.layout import Part
+from plancc.runtime.balance.paces import Paces
 
 Key = tuple[str, str, str, int, int]
 """Number of the layer and spare copies, mesh, axis, stride and count of the part."""
@@ -162,6 +163,7 @@ class Tables:
     given: dict[Key, Tensor] = field(default_factory=dict)
     seconds: dict[Key, float] = field(default_factory=dict)
     measures: bool = True
+    paces: Paces = field(default_factory=Paces)
     weights: dict[Key, dict[str, Tensor]] = field(default_factory=dict)
     _seatings: dict[tuple[Key, torch.device], Seating] = field(default_factory=dict)
     _events: dict[Key, list[tuple[Any, Any]]] = field(default_factory=dict)

@@ -124,9 +124,11 @@ class TrainRunner(Runner):
         batches = [MicroBatch(lo, hi) for lo, hi in split(batch, count)]
         for weight in weights.values():
             weight.grad = None
+        self.tables.paces.used = self.balance.paces(row)
         size = row["microbatches"]
         groups = [batches[at : at + size] for at in range(0, count, size)]
-        with torch.enable_grad():
+        sizes = [one.hi - one.lo for one in batches]
+        with torch.enable_grad(), self.balance.working(row, sizes, tokens):
             losses = [
                 loss
                 for group in groups

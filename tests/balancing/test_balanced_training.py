@@ -83,3 +83,21 @@ def test_same_run(name: str, tmp_path: Path) -> None:
     assert one.keys() == many.keys()
     for key, tensor in one.items():
         assert torch.allclose(tensor, many[key], rtol=1e-7, atol=1e-9), key
+
+
+def test_assigned_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas that take one row and three of four change nothing."""
+    from plancc.runtime.balance.paces import Paces, part_key
+
+    def note(self: Paces, part: Any, seconds: list[float], tokens: list[float]) -> None:
+        self.newest[part_key(part)] = (3.0, 1.0)
+
+    monkeypatch.setattr(Paces, "note", note)
+    text = plan(EVERY2, spare=4, mode="train").replace(
+        "over rep", "over rep (assign = least_loaded)"
+    )
+    _, want = train(ALONE)
+    _, rows = train(text)
+    for a, b in zip(want, rows, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-9)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-8)
