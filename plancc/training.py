@@ -48,8 +48,7 @@ class Request:
     """What a user asks for; None: what a resumed run had, else a default.
 
     `resume` is a step's folder, a folder of checkpoints, or True for `checkpoint`. `optimizer` holds
-    fields of OptimizerSpec. `failover` is the axis whose replicas stand in for each other when ranks die,
-    or True for that which the plan replicates over; with `rejoin` such ranks are started again.
+    fields of OptimizerSpec. `failover` is the axis (or True) whose replicas stand in for each other.
     """
 
     data: Sequence[str | Path] = ()
@@ -281,10 +280,7 @@ def length(artifact: Artifact) -> int:
 
 
 def execute(ready: Prepared, on_row: Callable[[Row], None], on_event: OnEvent = ignore) -> Trained:
-    """Run; `on_row` sees each step (on rank 0), an export is written. Raises RankFailure, TrainFailed.
-
-    `losses` are empty on other ranks than 0.
-    """
+    """Run, and export; `on_row` sees each step, on rank 0 only. Raises RankFailure, or TrainFailed."""
     losses: list[float] = []
 
     def told(row: Row) -> None:

@@ -46,6 +46,25 @@ def complain(message: str) -> int:
     return 1
 
 
+def add_failover(parser: argparse.ArgumentParser) -> None:
+    """What happens when a rank dies."""
+    parser.add_argument(
+        "--failover", nargs="?", const=True, default=False, metavar="AXIS",
+        help="go on with the other replicas over AXIS when a rank dies (gloo); default: the axis "
+        "over which the plan replicates parameters",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-rejoin", action="store_false", dest="rejoin",
+        help="with --failover: do not start dead ranks again",
+    )  # fmt: skip
+
+
+def print_event(event: Any) -> None:
+    """One line for ranks that are lost or come back."""
+    if event.what != "done again":
+        sys.stderr.write(f"step {event.step}: {event.detail}\n")
+
+
 def user_errors() -> tuple[type[Exception], ...]:
     """What a user's plan, model, weights, data or artifact can be wrong by, apart from PlanError.
 

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from plancc.cli.balance import balance_lines
-from plancc.cli.options import add_json, add_plan_options, complain, print_json, say, user_errors
+from plancc.cli.options import (
+    add_failover,
+    add_json,
+    add_plan_options,
+    complain,
+    print_event,
+    print_json,
+    say,
+    user_errors,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--time-limit", type=float, default=60.0, metavar="S",
         help="seconds that one instruction of a process may take (gloo, nccl)",
     )  # fmt: skip
+    add_failover(parser)
     add_json(parser)
 
 
@@ -84,7 +94,7 @@ def run_artifact(args: argparse.Namespace, folder: Path) -> int:
     problem = too_few_devices(args.backend, artifact.world)
     if problem:
         return complain(problem)
-    found = generate(args, artifact, ids)
+    found = survive(args, artifact, ids) if args.failover else generate(args, artifact, ids)
     if args.backend != "local" and under_torchrun() and os.environ["RANK"] != "0":
         return 0
     facts: dict[str, Any] = {
@@ -99,8 +109,9 @@ def run_artifact(args: argparse.Namespace, folder: Path) -> int:
         facts["measured"] = found["measured"]
     if "balance" in found:
         facts["balance"] = found["balance"]
-    if "events" in found:
-        facts["events"] = found["events"]
+    for name in ("events", "failover"):
+        if name in found:
+            facts[name] = found[name]
     if args.check:
         facts["matches_reference"] = matches(args, artifact, ids, found["tokens"])
     show(args, facts)
@@ -138,6 +149,24 @@ def generate(args: argparse.Namespace, artifact: Any, ids: Any) -> dict[str, Any
         time_limit=args.time_limit, describe=artifact.describe,
     )  # fmt: skip
     return {**found[0], "measured": summary([one["record"] for one in found])}
+
+
+def survive(args: argparse.Namespace, artifact: Any, ids: Any) -> dict[str, Any]:
+    """Tokens and times of a run that goes on when a rank of a replica dies."""
+    from contextlib import ExitStack
+
+    from plancc.failover import spares_aside
+    from plancc.runtime.failover.generation import generate_with_failover
+
+    with ExitStack() as stack:
+        spares = spares_aside(
+            artifact, args, stack, model_args=dict(args.model_args) or None,
+            verify=not args.no_verify,
+        )  # fmt: skip
+        return generate_with_failover(
+            spares, ids, args.new_tokens, print_event, rejoin=args.rejoin,
+            time_limit=args.time_limit,
+        )  # fmt: skip
 
 
 def too_few_devices(backend: str, world: int) -> str | None:

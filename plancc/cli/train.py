@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from plancc.cli.options import (
+    add_failover,
     add_json,
     add_plan_options,
     add_precision,
     complain,
+    print_event,
     print_json,
     say,
     user_errors,
@@ -47,15 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--time-limit", type=float, default=600.0, metavar="S",
         help="seconds that one instruction of a process may take (gloo, nccl)",
     )  # fmt: skip
-    parser.add_argument(
-        "--failover", nargs="?", const=True, default=False, metavar="AXIS",
-        help="go on with the other replicas over AXIS when a rank dies (gloo); default: the axis over "
-        "which the plan replicates parameters",
-    )  # fmt: skip
-    parser.add_argument(
-        "--no-rejoin", action="store_false", dest="rejoin",
-        help="with --failover: do not start dead ranks again",
-    )  # fmt: skip
+    add_failover(parser)
     add_json(parser)
 
 
@@ -194,8 +188,7 @@ def carry_out(args: argparse.Namespace) -> int:
 
     def event(found: Any) -> None:
         bar[0].close()
-        if found.what != "done again":
-            sys.stderr.write(f"step {found.step}: {found.detail}\n")
+        print_event(found)
 
     if not (Path(args.plan) / "manifest.json").is_file():
         say(f"compiling {args.plan} ...")

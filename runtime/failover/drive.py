@@ -83,7 +83,7 @@ class Course:
         """Work with the ranks of the active replicas: what rank 0 answers, or who was lost."""
         seats = self.spares.seats(self.active)
         self.sent = 0
-        told = {"agreed": None, **self.told}
+        told = {"agreed": None, **self.told, **self.facts()}
         try:
             found: dict[str, Any] = self.crew.work(seats, len(self.active), self.look, **told)[
                 seats[0]
@@ -91,6 +91,10 @@ class Course:
         except Lost as lost:
             return lost
         return found
+
+    def facts(self) -> dict[str, Any]:
+        """What an epoch is told besides."""
+        return {}
 
     def start(self, ranks: Iterable[int]) -> None:
         """Start processes."""
