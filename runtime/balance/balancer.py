@@ -17,6 +17,7 @@ from torch import Tensor
 
 from plancc.balance import Estimate, place_experts, settle
 from plancc.balance.placement import placed, rank_loads
+from plancc.dsl.errors import Bug
 from plancc.runtime.balance.paces import PacesUsed
 from plancc.runtime.balance.rows import move_rows, sum_copies, travels
 from plancc.runtime.balance.tables import Key, Table, key_of
@@ -133,6 +134,37 @@ class Balancer:
             move_rows(self.runner.transport, view, part, (old, new), way, tensors, MOVE)
         self.runner.tables.change(key, new)
         return len(way)
+
+    def state(self) -> dict[str, Any]:
+        """What another rank, or this one later, needs to go on alike: plain data."""
+        paces = self.runner.tables.paces
+        return {
+            "steps": self.steps,
+            "tables": [
+                [list(key), one.experts, list(one.slots), [list(mine) for mine in one.held]]
+                for key, one in self.runner.tables.found.items()
+            ],
+            "estimates": [[list(key), one.state()] for key, one in self.estimates.items()],
+            "newest": [[list(key), list(found)] for key, found in paces.newest.items()],
+            "paces": [[list(key), one.state()] for key, one in paces.estimates.items()],
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave; before the runner has loaded any weights."""
+        tables = self.runner.tables
+        if any(tables.weights.values()):
+            raise Bug("tables change under weights that are loaded")
+        self.steps = int(state["steps"])
+        for key, experts, slots, held in state["tables"]:
+            tables.found[tuple(key)] = Table(experts, tuple(slots), tuple(map(tuple, held)))
+        for key, found in state["newest"]:
+            tables.paces.newest[tuple(key)] = tuple(found)
+        for into, rows in (
+            (self.estimates, state["estimates"]), (tables.paces.estimates, state["paces"])
+        ):  # fmt: skip
+            for key, found in rows:
+                into[tuple(key)] = Estimate()
+                into[tuple(key)].load(found)
 
     def paces(self, row: Mapping[str, Any]) -> PacesUsed:
         """What a batch that begins now shares its rows out by; every rank computes the same."""

@@ -97,9 +97,11 @@ class Training:
         self.idle_shares: dict[str, float] = {}
         self.runner = ExactRunner(artifact, self.idle.transport, typed, dtype=job.dtype)
         self.runner.accumulate = job.accumulate
+        same = checkpoint is not None and checkpoint.state["plan_hash"] == self.plan_hash
+        if same and "balance" in state:
+            self.runner.balance.load(state["balance"])
         self.view, comm, _ = self.runner.ready(cls)
         self.wires = comm.wires
-        same = checkpoint is not None and checkpoint.state["plan_hash"] == self.plan_hash
         saved_state.fill_wires(self.wires, transport.rank, checkpoint, same)
         self.ids = next(name for name in self.ids_of(self.row))
         self.slices = self.runner.owned(job.batch, job.seq_len)
@@ -256,6 +258,7 @@ class Training:
             "model": manifest["model"], "weights": manifest["weights"],
             "run": facts_of(self.job), "spec": json.loads(self.job.spec.to_json()),
             "data": data,
+            **({"balance": self.runner.balance.state()} if self.row.get("balance") else {}),
         }  # fmt: skip
 
     def explained(self, problem: NonFinite) -> str:

@@ -43,6 +43,8 @@ def train(text: str, **wanted: Any) -> tuple[Any, list[dict[str, Any]]]:
         "data": pydoc_data.topics.__file__, "batch": 4, "seq_len": 16, "lr": 1e-2,
         "precision": "fp64", "steps": 6, "clip": 0.5, "weight_decay": 0.1,
     }  # fmt: skip
+    if "resume" in wanted:
+        usual = {"steps": 6}
     found = plancc.train(artifact(text), on_row=rows.append, **{**usual, **wanted})
     return found, rows
 
@@ -83,6 +85,19 @@ def test_same_run(name: str, tmp_path: Path) -> None:
     assert one.keys() == many.keys()
     for key, tensor in one.items():
         assert torch.allclose(tensor, many[key], rtol=1e-7, atol=1e-9), key
+
+
+def test_resumed(tmp_path: Path) -> None:
+    """A run that goes on has the tables with which it stopped; another plan begins its own."""
+    _, want = train(PLANS["both"], checkpoint=str(tmp_path / "whole"))
+    train(PLANS["both"], checkpoint=str(tmp_path / "first"), steps=3)
+    saved = next((tmp_path / "first").glob("step*"))
+    _, rest = train(PLANS["both"], resume=str(saved), checkpoint=str(tmp_path / "second"))
+    _, other = train(ALONE, resume=str(saved))
+    for a, b, c in zip(want[3:], rest, other, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-9)
+        assert c["loss"] == pytest.approx(a["loss"], rel=1e-9)
+    assert [look["step"] for row in rest for look in row.get("balance", ())] == [4, 4, 6, 6]
 
 
 def test_assigned_rows(monkeypatch: pytest.MonkeyPatch) -> None:
