@@ -19,6 +19,8 @@ from plancc.passes.capture.simplify import drop_unused
 EINSUM, MUL, UNSQUEEZE = "aten.einsum.default", "aten.mul.Tensor", "aten.unsqueeze.default"
 SCATTER = "aten.scatter.src"
 ZEROS = ("aten.zeros_like.default", "aten.zeros.default", "aten.new_zeros.default")
+TOPK = "aten.topk.default"
+ONE_TO_ONE = ("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor")
 SPLITS = ("aten.split_with_sizes.default", "aten.chunk.default", "aten.split.Tensor")
 ACTIVATIONS = {
     "aten.silu.default": "silu", "aten.relu.default": "relu", "aten.tanh.default": "tanh",
@@ -76,7 +78,26 @@ class _Recogniser:
         if found is None or self.maker(found.args[0], *ZEROS) is None:
             return None
         last = len(found.outs[0].shape) - 1
-        return (found.args[2].name, found.args[3].name) if found.args[1] in (-1, last) else None
+        if found.args[1] not in (-1, last) or not self.distinct(found.args[2]):
+            return None
+        return found.args[2].name, found.args[3].name
+
+    def distinct(self, index: Any) -> bool:
+        """Whether a token never chooses an expert twice, where a scatter would keep one weight only."""
+        if self.values[index.name].shape[-1] == 1:
+            return True
+        step = self.makers.get(index.name)
+        while (
+            step is not None
+            and step.target in ONE_TO_ONE
+            and step.args[1] != 0
+            and not isinstance(step.args[1], Ref)
+        ):
+            step = self.makers.get(step.args[0].name)
+        if step is None or step.target != TOPK:
+            return False
+        dim = step.args[2] if len(step.args) > 2 else step.kwargs.get("dim", -1)
+        return dim in (-1, len(step.outs[0].shape) - 1)
 
     def inner(self, arg: Any) -> tuple[str, str, str, bool] | None:
         """(tokens, matrix, activation, gated) of what every expert computes before the last product."""

@@ -132,6 +132,26 @@ def along_tokens(m: Mixture, x: Tensor) -> Tensor:
     return torch.einsum("btei,ehi->bth", F.silu(gate) * up * share.unsqueeze(-1), m.experts.down)
 
 
+def chosen_twice(m: Mixture, x: Tensor) -> Tensor:
+    """Both choices may be one expert: the later weight replaces the earlier one."""
+    logits = m.router(x)
+    scores, first = logits.max(-1)
+    chosen = torch.stack([first, first * 0], -1)
+    weight = torch.stack([scores, scores * 2], -1)
+    share = torch.zeros_like(logits).scatter(-1, chosen, weight)
+    gate, up = torch.einsum("bth,eih->btei", x, m.experts.up).chunk(2, dim=-1)
+    return torch.einsum("btei,ehi->bth", F.silu(gate) * up * share.unsqueeze(-1), m.experts.down)
+
+
+def one_choice(m: Mixture, x: Tensor) -> Tensor:
+    """A single choice, by the position of the largest score."""
+    logits = m.router(x)
+    scores, chosen = logits.max(-1, keepdim=True)
+    share = torch.zeros_like(logits).scatter(-1, chosen, scores)
+    gate, up = torch.einsum("bth,eih->btei", x, m.experts.up).chunk(2, dim=-1)
+    return torch.einsum("btei,ehi->bth", F.silu(gate) * up * share.unsqueeze(-1), m.experts.down)
+
+
 def other_act_of_up(m: Mixture, x: Tensor) -> Tensor:
     """Both halves pass through the activation."""
     gate, up = torch.einsum("bth,eih->btei", x, m.experts.up).chunk(2, dim=-1)
@@ -156,7 +176,7 @@ RECOGNISED: dict[str, tuple[Mix, int]] = {
 LEFT: dict[str, tuple[Mix, int]] = {
     "gelu": (gated(F.gelu), 2), "reversed halves": (reversed_halves, 2),
     "weighted twice": (weighted_twice, 2), "onto ones": (onto_ones, 2),
-    "along tokens": (along_tokens, 2), "act of both": (other_act_of_up, 2),
+    "chosen twice": (chosen_twice, 2), "along tokens": (along_tokens, 2), "act of both": (other_act_of_up, 2),
 }  # fmt: skip
 
 
@@ -193,6 +213,14 @@ def same_values(mix: Mix, halves: int) -> Graph:
         found = run_graph(in_dtype(graph, torch.float64), params, {graph.inputs[0].name: ids})
     assert torch.allclose(next(iter(found.values())), want, rtol=1e-10, atol=1e-12)
     return graph
+
+
+def test_one_choice_by_another_operator() -> None:
+    """A single choice cannot be made twice."""
+    graph = same_values(one_choice, 2)
+    assert sum(n.target == "plancc.experts.default" for n in graph.nodes) == 1
+    plan = text().replace("top(2)", "top(1)")
+    assert lower(plan, graph).verify().ok
 
 
 def text() -> str:
