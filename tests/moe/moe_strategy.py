@@ -99,7 +99,7 @@ def cases(draw: st.DrawFn, phase: str) -> Drawn:
     head += f"batch in {batch}..{batch}; seq_len in 1..{tokens} }}"
     extra = ""
     if phase == "train" and draw(st.booleans()):
-        extra = draw(st.sampled_from(["place layers.* { recompute = true }\n", *state(attn, kind)]))
+        extra = draw(st.sampled_from(["place layers.* { recompute = true }\n", *state(every)]))
     plan = Plan(
         attn, moe_axes, "moe", every, own, rules, "route = top(" + str(k) + ")", first, head,
         extra + (overlap(depth) if depth and mesh else ""),
@@ -113,7 +113,8 @@ def cases(draw: st.DrawFn, phase: str) -> Drawn:
     return Drawn(plan.text, tuple(sorted(sizes.items())), ordered, noise)
 
 
-def state(attn: Mapping[str, int], kind: str) -> list[str]:
-    """Lines that shard the state of attention over one of its axes."""
+def state(every: str) -> list[str]:
+    """Lines that shard the state of attention over an axis with data of its own on each rank."""
     kinds = ("optim", "grads, optim", "params, grads, optim")
-    return [f"place layers.*.self_attn {{ split {k} over {a} }}\n" for k in kinds for a in attn]
+    found = [rule.split()[3] for rule in every.split("; ") if rule]
+    return [f"place layers.*.self_attn {{ split {k} over {a} }}\n" for k in kinds for a in found]

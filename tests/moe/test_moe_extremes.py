@@ -193,3 +193,23 @@ def test_a_router_whose_weights_are_no_numbers(phase: str) -> None:
         assert "inline.plan:" in message and "not a finite number" in message
     else:
         expect_failure(lowered, params, "has weight nan for expert")
+
+
+@pytest.mark.parametrize("wire", ["int8(block = 16)", "bf16"])
+def test_ranks_without_rows_in_a_wire_type(wire: str) -> None:
+    """Nothing is sent to ranks that nobody chose, in a type of the wire too; results are close."""
+    graph = graph_of("moe")
+    params = biased(graph, "moe", *ROUTERS["two experts of one rank"][:2])
+    source = Loaded(params, buffers_of(graph, torch.float64))
+    inputs = {graph.inputs[0].name: prompt(graph, 3, 5)}
+    found = []
+    for tail in ("", f"comm attn <-> moe {{ dtype = {wire} }}"):
+        lowered = lower(replace(PLANS["3+2"], tail=tail).text, graph)
+
+        def one(transport: Transport, lowered: Lowered = lowered) -> Tensor:
+            runner = Runner(lowered.artifact, transport, source, dtype=torch.float64)
+            return runner.everywhere(runner.run("forward", inputs)["logits"])
+
+        found.append(run_local(lowered.artifact.world, one)[0])
+    gap = (found[0] - found[1]).abs().max() / found[0].abs().max()
+    assert 0 < gap < 0.05

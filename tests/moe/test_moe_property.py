@@ -15,7 +15,7 @@ from plancc.dsl import PlanError
 from plancc.verify import Verification
 
 FIXED = settings(
-    derandomize=True, database=None, deadline=None, max_examples=30,
+    derandomize=True, database=None, deadline=None, max_examples=20,
     suppress_health_check=list(HealthCheck), phases=(Phase.explicit, Phase.generate),
 )  # fmt: skip
 MANY = settings(
@@ -46,7 +46,7 @@ def outcome(case: Drawn, phase: str) -> str:
 
 @pytest.mark.parametrize("phase", ["infer", "train"])
 def test_random_routes(phase: str) -> None:
-    """Thirty cases, always the same."""
+    """Twenty cases, always the same."""
     run(phase, FIXED)
 
 
