@@ -206,10 +206,12 @@ class Course:
         found = self.spares.replicas
         mine = found.of(rank)
         where = f" ({end.span})" if end.span else ""
-        left = ", ".join(map(str, self.active))
+        left = f"replicas {', '.join(map(str, self.active))} go on"
+        if len(self.active) == 1:
+            left = f"replica {self.active[0]} goes on alone"
         text = (
             f"rank {rank}, of replica {mine} of {found.name}, {end.reason} in step {self.done + 1}"
-            f"{where}: replica {left} goes on alone"
+            f"{where}: {left}"
         )
         others = [r for k in missing for r in found.ranks[k] if r in self.crew.workers]
         if others:

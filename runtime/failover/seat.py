@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from plancc.runtime.checkpoint import Checkpoint
 from plancc.runtime.failover.replicas import Spares
 from plancc.runtime.failover.state import Held, receive, send
 from plancc.runtime.failover.training import PAUSE, FailoverTraining
 from plancc.runtime.failover.worker import Tell, Told
+from plancc.runtime.optimizer.state import pattern
 from plancc.runtime.training import state as saved_state
 from plancc.runtime.training.feed import Feed
 from plancc.runtime.training.job import Job
@@ -25,6 +28,15 @@ class TrainSeat:
         self.held: Held | None = None
         self.feed: Feed | None = None
         self.signal = 0
+        self.warm_up()
+
+    def warm_up(self) -> None:
+        """Load what the first step needs, so that nobody waits for a rank that comes back."""
+        pattern(self.job.spec, torch.zeros(2))
+        for row in self.spares.full.manifest["programs"]:
+            for cls in row["classes"]:
+                if self.rank in cls["ranks"]:
+                    self.spares.full.module(cls["file"])
 
     def settle(self, told: Told) -> None:
         """Finish the step that others have finished; or forget what is too old to go on from."""
@@ -78,8 +90,16 @@ class TrainSeat:
         return self.held
 
     def standing(self) -> dict[str, Any]:
-        """Where it stands; {} if it holds nothing."""
-        return self.training.standing() if self.training is not None else {}
+        """Where it stands; {} if it holds nothing. What was handed over completely counts."""
+        if self.training is not None:
+            return self.training.standing()
+        if self.held is None:
+            return {}
+        facts = self.held.facts
+        return {
+            "step": facts["step"], "agreed": None, "saved_at": facts["saved_at"],
+            "good": self.held.good,
+        }  # fmt: skip
 
     def rest(self) -> None:
         """Forget weights, optimizer state and the place in the data."""

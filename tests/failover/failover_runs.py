@@ -26,7 +26,7 @@ TEXT = pydoc_data.topics.__file__
 MODELS = str(ROOT / "examples" / "models.py")
 MOE = {
     "hidden": "24", "ffn": "16", "heads": "4", "kv_heads": "2", "vocab": "260", "layers": "2",
-    "experts": "4", "max_len": "64",
+    "experts": "4", "max_len": "256",
 }  # fmt: skip
 DENSE = {"layers": "2", "hidden": "24", "heads": "4", "ffn": "30", "vocab": "260", "max_len": "64"}
 _ASIDE = tempfile.TemporaryDirectory()
@@ -45,7 +45,7 @@ SMALL = (
 DATA = "plan data, edition 1\nmesh base[dp = {0}] on local\nplace ** on base {{ split batch over dp }}\n"
 ZERO = (
     "plan zero, edition 1\nmodel m { mode = train }\nmesh base[dp = 2, z = 2] on local\n"
-    "place ** on base { split batch over (dp, z) }\nplace ** { split optim over z }\n"
+    "place ** on base { split batch over dp, z }\nplace ** { split optim over z }\n"
 )
 PLANS = {
     "whole": (EXACT, "moe", {**MOE, "experts": "16"}),
@@ -155,10 +155,12 @@ class Killer:
 
 
 class Told:
-    """What a run told: rows and events in order; `do` is called with the number of events or steps."""
+    """What a run told, in order. `steps` has what to do after a step, `acts` what to do in turn when a
+    replica is back: at once, or `patience` steps later."""
 
-    def __init__(self, killer: Killer) -> None:
+    def __init__(self, killer: Killer, patience: int = 0) -> None:
         self.killer = killer
+        self.patience = patience
         self.rows: list[dict[str, Any]] = []
         self.events: list[Event] = []
         self.steps: dict[int, Callable[[], None]] = {}
@@ -173,7 +175,11 @@ class Told:
         """Take an event; whenever all are back, do the next thing."""
         self.events.append(event)
         if event.what == "back" and self.acts:
-            self.acts.pop(0)()
+            act = self.acts.pop(0)
+            if self.patience:
+                self.steps[event.step + self.patience] = act
+            else:
+                act()
 
     @property
     def losses(self) -> list[float]:
