@@ -10,6 +10,7 @@ import torch
 from lowered import explain_failure, lower
 from moe_plans import Plan, graph_of, overlap
 from routings import biased, choices, hosts_of
+from torch import Tensor
 
 from plancc.verify import Verification
 from plancc.verify.cases import choose_case
@@ -149,6 +150,23 @@ def test_turns_change_no_bytes_but_those_of_counts() -> None:
         work = Verification(lowered.compiled, lowered.artifact)
         sent.append(counted(work, "forward"))
     assert sent[1] - sent[0] == 2 * 3 * 4 * NUMBER
+
+
+def test_sending_all_tokens_everywhere_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted fault that no value shows: the results are right, the bytes are not."""
+
+    def all_rows(owners: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
+        count = owners.shape[0]
+        return torch.arange(count).repeat(ranks), torch.full((ranks,), count)
+
+    plan = CASES["2+4"]
+    lowered = lower(plan.text, graph_of(plan.model))
+    work = Verification(lowered.compiled, lowered.artifact)
+    rows = routed_rows(work, plan)
+    monkeypatch.setattr("plancc.runtime.routes.permute", all_rows)
+    dense = [(tokens * plan.moe["ep"], tokens, k) for _, tokens, k in rows]
+    assert counted(work, "forward") == formula(plan, dense, "forward")
+    assert formula(plan, dense, "forward") > 1.5 * formula(plan, rows, "forward")
 
 
 def test_the_rule_of_ranges_that_the_formula_assumes() -> None:

@@ -67,6 +67,14 @@ def test_state_sharded_over_the_axis_of_the_experts(kinds: str) -> None:
     ))  # fmt: skip
 
 
+@pytest.mark.parametrize("kinds", ["optim", "grads, optim"])
+@pytest.mark.xfail(reason="slices of gradients that are whole already", strict=False)
+def test_state_sharded_over_an_axis_without_data_of_its_own(kinds: str) -> None:
+    """Every rank of the axis has the same tokens, and keeps the state of its share."""
+    tail = f"place layers.*.self_attn {{ split {kinds} over dp }}"
+    train(replace(ratio(2, 2), head="model m { mode = train }", every="", tail=tail))
+
+
 def right(plan: Plan) -> None:
     """All phases, the tokens, and a step of training."""
     same_tokens(infer(plan))
