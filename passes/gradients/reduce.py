@@ -17,6 +17,7 @@ from plancc.ir.mesh import mesh_of
 from plancc.ir.program import (
     Accumulate,
     Bucket,
+    Collective,
     Compute,
     Edge,
     Held,
@@ -33,6 +34,7 @@ from plancc.passes.gradients.segments import Names
 from plancc.passes.gradients.states import State
 
 BUCKET_BYTES = 32_000_000
+BUCKETED = ("all_reduce", "reduce_scatter", "all_gather")
 
 
 @dataclass
@@ -62,12 +64,26 @@ class Buckets:
                     key = (path.held.stage, move.kind, move.parts, path.held.dtype)
                     groups.setdefault(key, []).append(path)
             for (stage, kind, parts, _), members in groups.items():
+                if kind not in BUCKETED:
+                    for path in members:
+                        self.single(stage, path, suffix)
+                    continue
                 limit = min(
                     (self.limits.get((mesh_of(p.mesh), p.axis), BUCKET_BYTES) for p in parts),
                     default=BUCKET_BYTES,
                 )
                 for bucket in chunks(members, limit):
                     self.bucket(stage, kind, parts, bucket, suffix)
+
+    def single(self, stage: Stage, path: Path, suffix: str) -> None:
+        """A move of one value: a slice of what is whole here already."""
+        move = path.moves.pop(0)
+        name = self.names.fresh(f"{path.held.name}_{suffix}")
+        out = replace(path.held, name=name, layout=move.after)
+        origin = Origin("", "", None)
+        step = Collective(move.kind, path.held.name, out, move, move.parts, origin)
+        self.out.append(((stage,), step))
+        path.held = out
 
     def bucket(self, stage: Stage, kind: str, parts: State, paths: list[Path], suffix: str) -> None:
         """One bucket."""

@@ -14,7 +14,12 @@ from plancc.ir.shape import Prod
 
 
 def cut_state(layout: Layout, parts: Sequence[Part]) -> Layout:
-    """`layout` with one dim cut further by `parts`; a value without dims stays whole."""
+    """`layout` with one dim cut further by `parts`; a value without dims stays whole.
+
+    An axis that cuts the value already (experts over dp) has nothing left to cut.
+    """
+    mine = [part for dim in layout.dims for leaf in cuts(dim) for part in leaf.parts]
+    parts = [part for part in parts if not any(part.meets(own) for own in mine)]
     if not layout.dims or not parts:
         return layout
     count = prod(part.count for part in parts)

@@ -58,7 +58,6 @@ def test_the_example() -> None:
 
 
 @pytest.mark.parametrize("kinds", ["optim", "grads, optim", "params, grads, optim"])
-@pytest.mark.xfail(reason="state of experts split over the axis that shards it", strict=False)
 def test_state_sharded_over_the_axis_of_the_experts(kinds: str) -> None:
     """Nothing is left to shard of experts that this axis splits."""
     train(replace(
@@ -68,7 +67,6 @@ def test_state_sharded_over_the_axis_of_the_experts(kinds: str) -> None:
 
 
 @pytest.mark.parametrize("kinds", ["optim", "grads, optim"])
-@pytest.mark.xfail(reason="slices of gradients that are whole already", strict=False)
 def test_state_sharded_over_an_axis_without_data_of_its_own(kinds: str) -> None:
     """Every rank of the axis has the same tokens, and keeps the state of its share."""
     tail = f"place layers.*.self_attn {{ split {kinds} over dp }}"
