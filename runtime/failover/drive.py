@@ -215,7 +215,7 @@ class Course:
         )
         others = [r for k in missing for r in found.ranks[k] if r in self.crew.workers]
         if others:
-            text += f", {named(others)} wait"
+            text += f", {named(others)} wait{'s' if len(others) == 1 else ''}"
         return f"{text}; lost: {self.cost()}"
 
     def cost(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,13 +82,17 @@ class TrainSeat:
                 assert self.held is not None
                 send(transport, place, self.held)
             if seat == self.rank:
-                source = saved_state.first_weights(self.spares.full, self.job.seed)
-                if self.job.resume:
-                    saved = Checkpoint.open(self.job.resume, verify=False)
-                    source = saved.under(saved_state.MODEL)
+                source = self.unchanged(told["good"])
                 self.held = receive(transport, seats.index(giver), source)
         assert self.held is not None
         return self.held
+
+    def unchanged(self, good: str | None) -> Any:
+        """Where the parameters come from that nobody trains: any checkpoint that is there has them."""
+        for path in (good, self.job.resume):
+            if path and Path(path).is_dir():
+                return Checkpoint.open(path, verify=False).under(saved_state.MODEL)
+        return saved_state.first_weights(self.spares.full, self.job.seed)
 
     def standing(self) -> dict[str, Any]:
         """Where it stands; {} if it holds nothing. What was handed over completely counts."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +85,56 @@ def test_a_dead_expert_names_the_checkpoint(
     err = capsys.readouterr().err
     assert code == 3 and "rank 2 was killed by SIGKILL" in err
     assert f"the last good checkpoint is {run / 'step-0000000'}" in err
+
+
+@pytest.mark.slow
+def test_a_killed_launcher_leaves_nobody(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    words = (
+        "train",
+        str(folder("small")),
+        *WORDS,
+        "--steps",
+        "9999",
+        "--failover",
+        "--log",
+        str(log),
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", "plancc", *words], stderr=subprocess.DEVNULL
+    ) as run:
+        end = time.monotonic() + 60
+        while not (log.exists() and log.stat().st_size) and time.monotonic() < end:
+            time.sleep(0.1)
+        ranks = descendants(run.pid)
+        run.kill()
+    assert len(ranks) >= 4
+    end = time.monotonic() + 10
+    while any(alive(pid) for pid in ranks) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not [pid for pid in ranks if alive(pid)]
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process started, and those that they started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if parent == pid:
+            child = int(path.parent.name)
+            found += [child, *descendants(child)]
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be buried does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_wrong_words(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ def same_as_undisturbed(name: str, told: Told, steps: int, folder: Path, **wante
 
 def test_kills_at_every_point_of_a_step(told: Told, tmp_path: Path) -> None:
     """One after the other, in forward, backward, reduction, norm and a save; each rank comes back."""
-    killer = told.killer
+    killer, told.patience = told.killer, 1
     told.steps[2] = lambda: killer.at(0, "dispatch(softmax", "comm.dispatch(")
     told.acts = [
         lambda: killer.at(1, "dispatch(g_", "combine(r.f32, (hidden,), s."),

@@ -22,7 +22,7 @@ def compared(name: str, told: Told, steps: int, folder: Path, **wanted: object) 
 
 def test_sixteen_processes(tmp_path: Path) -> None:
     """A rank of replica 0 dies, comes back; one of replica 1 dies, comes back."""
-    told = Told(Killer())
+    told = Told(Killer(), patience=2)
     assert spares("whole").full.world == 16 and spares("whole").levels[1].world == 10
     told.steps[2] = lambda: told.killer.kill(3)
     told.acts = [
@@ -55,7 +55,7 @@ def test_random_moments(name: str, seed: int, tmp_path: Path) -> None:
 
     told.steps[draw.randint(1, 3)] = soon
     told.acts = [soon, soon, lambda: told.killer.course.caught(signal.SIGTERM)]
-    done = train(name, told, steps=90, checkpoint=tmp_path / "run", every=draw.choice([1, 2, 5]))
+    done = train(name, told, steps=600, checkpoint=tmp_path / "run", every=draw.choice([1, 2, 5]))
     assert len(told.said("lost")) == 3 and len(told.said("back")) == 3
     compared(name, told, done.steps, tmp_path)
 
