@@ -92,15 +92,14 @@ def losses(plan: str, steps: int, **wanted: Any) -> tuple[float, ...]:
 
 
 @pytest.mark.parametrize(
-    ("plan", "steps"),
-    [("4 + 2", 3), pytest.param("one mesh", 3, marks=SLOW), pytest.param("12 + 4", 3, marks=SLOW)],
+    "plan", ["4 + 2", *(pytest.param(name, marks=SLOW) for name in ("one mesh", "12 + 4"))]
 )
 def test_processes_train_as_threads_and_one_device(plan: str) -> None:
-    """Bit for bit the losses of threads; those of one device but for the order of sums."""
-    found, steps = losses(plan, 3, backend="gloo"), 3
-    assert len(found) == steps
-    assert found == pytest.approx(losses(plan, steps), rel=1e-12)
-    assert found == pytest.approx(losses("alone", steps), rel=1e-9)
+    """The losses of threads and of one device, but for the order of sums."""
+    found = losses(plan, 3, backend="gloo")
+    assert len(found) == 3
+    assert found == pytest.approx(losses(plan, 3), rel=1e-12)
+    assert found == pytest.approx(losses("alone", 3), rel=1e-9)
 
 
 def test_a_broken_router_in_processes() -> None:
