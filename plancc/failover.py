@@ -36,6 +36,11 @@ def spare_programs(
     replicates over; `model` is needed where the artifact came from a live module. Raises what
     `compile` raises, and FailoverError for an axis that replicates nothing.
     """
+    if any(row.get("balance") or row.get("loaded") for row in artifact.manifest["programs"]):
+        raise FailoverError(
+            "failover does not know what a balance has moved: leave out `balance`, `spare` and "
+            "`assign`, or --failover"
+        )
     replicas = find_replicas(artifact, axis if isinstance(axis, str) else None)
     plan, report = load_plan(
         artifact.manifest["plan_file"], {k: str(v) for k, v in artifact.manifest["sets"].items()}

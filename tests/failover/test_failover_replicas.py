@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from failover_runs import folder, spares
+from failover_runs import MODELS, MOE, folder, spares
 
+import plancc
 from plancc.failover import spare_programs
 from plancc.runtime.artifact import load_artifact
 from plancc.runtime.checkpoint import CheckpointError, Piece
@@ -104,3 +105,19 @@ def test_what_is_held_gives_slices_of_itself() -> None:
 
 def test_names_of_ranks() -> None:
     assert named([3]) == "rank 3" and named([5, 0, 2, 1]) == "ranks 0-2, 5"
+
+
+def test_balances_are_refused(tmp_path: Path) -> None:
+    """A rank that comes back would not know where the experts have gone."""
+    plan = tmp_path / "balanced.plan"
+    plan.write_text(
+        "plan balanced, edition 1\nmodel m { mode = train }\n"
+        "mesh attn[rep = 2] on local[0:2]\nmesh moe[ep = 2] on local[2:4]\n"
+        "place ** on attn\nplace layers.* { replicate params over rep; split batch over rep }\n"
+        "place layers.*.moe.experts on moe {\n"
+        "  split experts over ep (spare = 2)\n  route = top(2)\n  balance = dynamic(every = 5)\n}\n"
+    )
+    out = tmp_path / "out"
+    plancc.compile(plan, f"{MODELS}:moe", out, model_args=MOE, verify=False)
+    with pytest.raises(FailoverError, match="balance"):
+        spare_programs(load_artifact(out), tmp_path, "rep")
