@@ -24,6 +24,7 @@ CASES = {
     "hetero_pipeline": ("hetero_pipeline.plan", {}, "dense", dict(layers=3, heads=6, hidden=24)),
     "hetero_pipeline-cut": ("hetero_pipeline.plan", dict(cut=3), "dense", dict(layers=5)),
     "expert_parallel": ("expert_parallel.plan", {}, "moe", {}),
+    "expert_data_parallel": ("expert_data_parallel.plan", dict(ranks=4), "moe", {}),
     "expert_parallel6": ("expert_parallel.plan", dict(ranks=6), "moe", {}),
     "expert_parallel-mixtral": ("expert_parallel.plan", dict(ranks=3), "mixtral", {}),
     "expert_parallel-qwen": ("expert_parallel.plan", dict(ranks=4), "qwen3_moe", {}),
