@@ -221,6 +221,11 @@ class Crew:
                 for rank, answer in self.answers():
                     waiting.discard(rank)
                     found[rank] = answer.get("value") or {}
+                    if "failed" in answer:
+                        self.workers[rank].process.kill()
+                        report = answer["failed"]
+                        why = f"{report['reason']} leaving the epoch: {report['detail']}"
+                        lost[rank] = self.bury(rank, why)
             except Lost as more:
                 lost |= more.ranks
                 waiting -= more.ranks.keys()

@@ -199,6 +199,11 @@ class Course:
             detail = f"it is in no replica of {name}, so that nothing holds what it held"
         else:
             detail = f"no replica of {name} is whole any more"
+            others = [f"rank {r} {e.reason}" for r, e in gone.items() if r != rank]
+            stale = sorted(set(self.crew.seats) - set(gone) - set(self.told["fresh"]))
+            if stale and self.told["step"] is not None:
+                others.append(f"{named(stale)} had not got the state of the others yet")
+            detail = "; ".join([detail, *others])
         return RankFailure(rank, end.at, end.span, end.reason, detail)
 
     def obituary(self, rank: int, end: End, missing: Sequence[int]) -> str:
