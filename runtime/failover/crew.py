@@ -23,7 +23,7 @@ from plancc.runtime.launch import GRACE, TICK, RankTraceback, ending, forking
 from plancc.runtime.training.loop import WHERE
 from plancc.runtime.watch import Watch
 
-LEAVE = 10.0  # seconds in which a rank has to abandon an epoch
+LEAVE = 30.0  # seconds in which a rank has to abandon an epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,8 @@ class Crew:
                 self.hear(pipes[ready], message)
             elif message["number"] == self.number:
                 found.append((pipes[ready], message))
-        self.lose(gone)
+        if not found:  # what was read is not to be lost with an exception: ends are found again
+            self.lose(gone)
         return found
 
     def lose(self, gone: Iterable[int]) -> None:
