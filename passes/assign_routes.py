@@ -10,13 +10,15 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from plancc.dsl.diagnostics import Report
-from plancc.dsl.plan import Call, Setting
+from plancc.dsl.plan import Call, Job, Setting
+from plancc.dsl.vocabulary import DIMS
 from plancc.ir.graph import Node, Ref
 from plancc.passes.balance_experts import place_experts
 from plancc.passes.base import Unit
-from plancc.passes.match_targets import Matcher
+from plancc.passes.match_targets import Matcher, routes
 
 EXPERTS = "plancc.experts.default"
+CUTS = ("experts", "ffn")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class AssignRoutes:
                         found[node.name] = rule
             if node.name in found:
                 check_k(node, found[node.name], values, report)
+        check_dims(matcher, report)
         unit = place_experts(unit, matcher, frozenset(found), report)
         unused = rules - {id(rule) for rule in found.values()}
         for place in matcher.places:
@@ -57,6 +60,21 @@ class AssignRoutes:
                         help=["place it on the experts of a layer: layers.*.mlp.experts"],
                     )  # fmt: skip
         return replace(unit, routes=frozenset(found))
+
+
+def check_dims(matcher: Matcher, report: Report) -> None:
+    """P310: routed experts are cut by expert or inside; where tokens go, their choice says."""
+    for place in matcher.places:
+        for rule in place.rules if routes(place) else ():
+            if not isinstance(rule, Job) or rule.verb != "split":
+                continue
+            for dim, span in zip(rule.dims, rule.dim_spans, strict=True):
+                if DIMS.get(dim) == "flow" and dim not in CUTS:
+                    report.error(
+                        "P310", f"routed experts have no `{dim}` to split", span,
+                        label="tokens go to the ranks of their experts",
+                        help=[f"experts are split by {' or '.join(CUTS)}"],
+                    )  # fmt: skip
 
 
 def check_k(node: Node, rule: Setting, values: dict, report: Report) -> None:

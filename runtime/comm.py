@@ -201,7 +201,11 @@ class Comm:
         at: int,
     ) -> Arrivals:
         """How many rows come from which rank."""
-        ranks = senders(self.view, source, target, self.view.parts(tuple(parts)))
+        key = ("senders", source.ranks, target.ranks, tuple(parts))
+        if key not in self._cache:
+            chosen = self.view.parts(tuple(parts))
+            self._cache[key] = senders(self.view, source, target, chosen)
+        ranks = self._cache[key]
         wanted = [(rank, (1,), torch.int64) for rank in ranks]
         found = self._exchange([], wanted, at, channel, wire)
         return Arrivals(tuple((r, int(n)) for r, n in zip(ranks, found, strict=True)))

@@ -195,7 +195,7 @@ class DistributedTransport(ABC):
         for target, tensor in sends:
             check_peer(target, self.world)
             if tensor.numel():
-                sent += tensor.nbytes
+                sent += tensor.nbytes if target != self.rank else 0
                 self._post(target, _fresh(tensor.detach()), at, channel)
         self.counters.add("exchange", sent)
         found = [torch.empty(shape, dtype=dtype, device=self.device) for _, shape, dtype in recvs]

@@ -180,7 +180,7 @@ class LocalTransport:
         for target, tensor in sends:
             check_peer(target, self.world)
             if tensor.numel():
-                sent += tensor.nbytes
+                sent += tensor.nbytes if target != self.rank else 0
                 baton.post(self.rank, target, Message(_fresh(tensor), at, channel))
         self.counters.add("exchange", sent)
         for source, _, _ in recvs:

@@ -81,8 +81,6 @@ LAYOUTS = {
     "experts x ffn": Plan({"dp": 3}, {"ep": 2, "tp": 2}, every=SPLIT,
                           experts="split experts over ep; split ffn over tp"),
     "ffn alone": Plan({"dp": 3}, {"tp": 2}, every=SPLIT, experts="split ffn over tp"),
-    "experts x hidden": Plan({"dp": 3}, {"ep": 2, "tp": 2}, every=SPLIT,
-                             experts="split experts over ep; split hidden over tp"),
     "experts over two axes": Plan({"dp": 3}, {"a": 2, "b": 2}, every=SPLIT,
                                   experts="split experts over a, b"),
     "copies x experts": Plan({"dp": 3}, {"rep": 2, "ep": 2}, every=SPLIT, head=TRAINED,

@@ -61,9 +61,9 @@ def attention(draw: st.DrawFn, mesh_axes: Mapping[str, int]) -> tuple[str, str]:
 
 @st.composite
 def experts(draw: st.DrawFn, mesh_axes: Mapping[str, int]) -> str:
-    """Rules of the experts: each axis cuts experts, ffn or hidden, or holds copies."""
+    """Rules of the experts: each axis cuts experts or ffn, or holds copies."""
     rules, used = [], set()
-    kinds = ["experts"] * 4 + ["ffn", "hidden", "none"]
+    kinds = ["experts"] * 4 + ["ffn", "none"]
     names = list(mesh_axes)
     if len(names) > 1 and draw(st.integers(0, 5)) == 0:
         return f"split experts over {', '.join(names)}{BALANCED}"
