@@ -198,7 +198,7 @@ def test_unsupported_features_are_named_at_their_line(say: Say, tmp_path: Path) 
     plan = tmp_path / "p.plan"
     plan.write_text(
         "plan p, edition 1\nmesh m[dp = 2] on local\nplace ** on m { split batch over dp }\n"
-        "place layers.* { balance = static }\ncomm over m.dp { stream = dedicated }\n"
+        "place layers.* { split seq over dp (layout = zigzag) }\ncomm over m.dp { stream = dedicated }\n"
     )
     code, _, err = say("compile", plan, "--model", MODEL, *SMALL, "-o", tmp_path / "out")
     assert code == 1 and "error[P901]" in err and "p.plan:4" in err and "p.plan:5" in err
