@@ -7,31 +7,25 @@ epoch at once, wherever its rank waits.
 from __future__ import annotations
 
 import json
-import os
-import queue
-import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 import torch.distributed as dist
 
 from plancc.runtime.artifact import load_artifact
 from plancc.runtime.beacon import Beacon, Beacons
-from plancc.runtime.epoch import cut_connections
 from plancc.runtime.failover.replicas import Replicas, Spares
 from plancc.runtime.failover.transport import FailoverTransport
-from plancc.runtime.processes import die_with_launcher, report_of, resolve
+from plancc.runtime.processes import resolve
+from plancc.runtime.rank_process import RankProcess, Told, serve
 from plancc.runtime.transport import FINISHED
 
 LONGEST = 3600.0  # seconds; the coordinator measures time, and ends the wait of who is left behind
 SETUP = "setup.json"
 
-Told = dict[str, Any]
 Tell = Callable[[str, Any], None]
 """Sends the coordinator something besides answers: what it is, and plain data."""
 
@@ -66,18 +60,7 @@ class WorkerStart:
 
 def main(start: WorkerStart, pipe: Connection) -> None:
     """Run one rank; never returns."""
-    code = 1
-    try:
-        die_with_launcher(Path(start.scratch))
-        os.environ.update(start.environment)
-        os.chdir(start.folder)
-        torch.set_num_threads(1)
-        _Worker(start, pipe).work()
-        code = 0
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    serve(start, lambda: _Worker(start, pipe).work())
 
 
 def setup_of(spares: Spares, seat: str, run: Any) -> dict[str, Any]:
@@ -90,45 +73,38 @@ def setup_of(spares: Spares, seat: str, run: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class _Worker:
+class _Worker(RankProcess):
     """One rank's process."""
 
+    BEGINS = "work"
+
     def __init__(self, start: WorkerStart, pipe: Connection) -> None:
+        super().__init__(pipe)
         self.start = start
-        self.pipe = pipe
-        self.transport: FailoverTransport | None = None
-        self.beacons: Beacons | None = None
-        self.over: dict[int, threading.Event] = {}  # the latest epoch: set once it is abandoned
-        self.left = threading.Event()  # set once the main thread is out of an abandoned epoch
-        self.commands: queue.SimpleQueue[Told] = queue.SimpleQueue()
         setup = json.loads((Path(start.scratch) / SETUP).read_text())
         replicas = Replicas(setup["mesh"], setup["axis"], tuple(map(tuple, setup["ranks"])))
         levels = {int(n): load_artifact(folder) for n, folder in setup["levels"].items()}
         self.seat: Seat = resolve(setup["seat"])(
             Spares(replicas, levels), start.rank, setup["run"], self.tell
         )
-        threading.Thread(target=self._read, name="commands", daemon=True).start()
+        self.listen()
         self.tell("ready", True)
 
     def tell(self, what: str, value: Any) -> None:
         """Send the coordinator something that is no answer."""
         self.pipe.send_bytes(json.dumps({what: value, "number": 0}).encode())
 
-    def work(self) -> None:
-        """Do what is commanded, and answer, until told to end."""
-        while (told := self.commands.get())["do"] != "end":
-            answer = {"number": told["number"]}
-            try:
-                answer["value"] = getattr(self, "do_" + told["do"])(told)
-            except Exception as error:
-                answer["failed"] = report_of(error)
-            if told["number"]:
-                self.pipe.send_bytes(json.dumps(answer).encode())
+    def at_once(self, told: Told) -> bool:
+        """A signal reaches the seat while it works."""
+        if told["do"] != "signal":
+            return False
+        self.seat.signal = max(self.seat.signal, told["signal"])
+        return True
 
     def do_work(self, told: Told) -> Any:
         """Leave the old epoch, connect with the ranks of the new one, and work in it."""
         self.seat.settle(told)
-        self._leave()
+        self.leave()
         seats, scratch = told["seats"], Path(self.start.scratch)
         rank, world = seats.index(self.start.rank), len(seats)
         self.beacons = Beacons(scratch / f"beacons-{told['epoch']}", world)
@@ -144,38 +120,11 @@ class _Worker:
 
     def do_abandon(self, told: Told) -> dict[str, Any]:
         """Be done with an epoch that the reading thread has ended; say where the rank stands."""
-        self._leave()
+        self.leave()
         self.left.set()
         return self.seat.standing()
 
     def do_rest(self, told: Told) -> None:
         """Take no part for now."""
-        self._leave()
+        self.leave()
         self.seat.rest()
-
-    def _leave(self) -> None:
-        if self.transport is not None:
-            self.transport.leave()
-        if self.beacons is not None:
-            self.beacons.close()
-        self.transport = self.beacons = None
-
-    def _read(self) -> None:
-        try:
-            while True:
-                told = json.loads(self.pipe.recv_bytes())
-                if told["do"] == "signal":
-                    self.seat.signal = max(self.seat.signal, told["signal"])
-                    continue
-                if told["do"] == "work":
-                    self.over = {told["epoch"]: threading.Event()}
-                elif told["do"] == "abandon":
-                    self.left.clear()
-                    for over in self.over.values():
-                        over.set()
-                self.commands.put(told)
-                while told["do"] == "abandon" and not self.left.is_set():
-                    cut_connections()  # again and again: one may be made while others are cut
-                    self.left.wait(0.05)
-        except (EOFError, OSError):
-            return  # the coordinator is gone: the watch on it ends this process, and cleans up
