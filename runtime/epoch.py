@@ -36,13 +36,6 @@ class EpochTransport(GlooTransport):
         self._check()
         super().set_position(at, state)
 
-    def leave(self) -> None:
-        """Let go of all connections; nothing may be under way but what was abandoned."""
-        if self._sent is not None:
-            self._sent.stop()
-        self._groups.clear()
-        self._pairs = None
-
     def _connect(self, name: str, group: Group, *, lazy: bool = True) -> Any:
         """Connect a group at once, in a thread that can be left behind.
 

@@ -53,6 +53,26 @@ class GlooTransport(DistributedTransport):
             members=self.members, messages=False, time_limit=self._limit.total_seconds(),
         )  # fmt: skip
 
+    def close(self) -> None:
+        """Wait for all ranks, then let go of the connections.
+
+        Their threads end here: one that still drops a tensor while the interpreter shuts down would
+        abort the process ("terminate called without an active exception").
+        """
+        super().close()
+        self.leave()
+
+    def leave(self) -> None:
+        """Let go of all connections, the lane's too; nothing may be under way but what was abandoned."""
+        if self._lane is not None:
+            self._lane.transport.leave()
+            self._lane = None
+        if self._sent is not None:
+            self._sent.stop()
+            self._sent = None
+        self._groups.clear()
+        self._pairs = None
+
     def prepare(self, groups: Sequence[Group], pairs: Sequence[tuple[int, int]]) -> None:
         """Do nothing: a first contact on gloo blocks nobody."""
 

@@ -11,13 +11,6 @@ from plancc.runtime.epoch import EpochTransport
 class FailoverTransport(EpochTransport):
     """One rank's end; its ranks are numbered as the epoch's programs number them."""
 
-    def leave(self) -> None:
-        """Let go of all connections, those of the lane included."""
-        if self._lane is not None:
-            self._lane.transport.leave()
-            self._lane = None
-        super().leave()
-
     def _beside(self) -> DistributedTransport:
         return FailoverTransport(
             self.rank, self.world, dist.PrefixStore("lane", self.store), self._over,
