@@ -136,19 +136,21 @@ class View:
 
     def dim(self, name: str, size: int, parts: str | tuple[str, ...] = ()) -> Dim:
         """This rank's share of a dim of `size` elements, cut by `parts` from major to minor."""
-        total = self.sizes.get(name, size)
-        found = self.parts(parts)
-        if found and is_owned(found[0]):
-            table = self.owners.ranges(found[0])
-            return Dim.owned(total, found[0], table, self.coord_of(self.rank))
-        if found and is_loaded(found[0]):
-            shares = self.tables.paces.shares(found[0], total)
-            return Dim.loaded(total, found, shares, self.coord_of(self.rank))
-        if found and is_placed(found[0]):
-            held = self.tables.of(found[0], total)
+        return self.share(self.sizes.get(name, size), self.parts(parts))
+
+    def share(self, total: int, parts: tuple[Part, ...]) -> Dim:
+        """This rank's share of `total` elements, cut by `parts` from major to minor."""
+        if parts and is_owned(parts[0]):
+            table = self.owners.ranges(parts[0])
+            return Dim.owned(total, parts[0], table, self.coord_of(self.rank))
+        if parts and is_loaded(parts[0]):
+            shares = self.tables.paces.shares(parts[0], total)
+            return Dim.loaded(total, parts, shares, self.coord_of(self.rank))
+        if parts and is_placed(parts[0]):
+            held = self.tables.of(parts[0], total)
             coord = self.coord_of(self.rank)
-            return Dim.placed(total, found[0], held.ranges, held.room, coord)
-        return Dim.leaf(total, found, self.coord_of(self.rank))
+            return Dim.placed(total, parts[0], held.ranges, held.room, coord)
+        return Dim.leaf(total, parts, self.coord_of(self.rank))
 
     def experts(self, *args: Any, layer: Dim, **options: Any) -> Tensor:
         """`ops.experts` over choices of seats; `layer` is the dim of the experts, whose time is kept."""
