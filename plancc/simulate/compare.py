@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from plancc.passes.plan_schedule import pipeline_stages
 from plancc.simulate.errors import SimulateError
@@ -71,7 +72,7 @@ def crossings(
     ratio = (high / low) ** (1 / (GRID - 1))
     grid = sorted({min(high, round(low * ratio**i)) for i in range(GRID)})
     found, last = [], leads(grid[0])
-    for left, right in zip(grid, grid[1:], strict=False):
+    for left, right in pairwise(grid):
         lead = leads(right)
         if lead and last and lead != last:
             at = narrowed(left, right, lambda n, was=last: leads(n) == was)

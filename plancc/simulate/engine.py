@@ -16,7 +16,7 @@ from plancc.simulate.forms import COMMUNICATION, COMPUTE, NETWORK, Actor, Span
 from plancc.simulate.script import Item, Message, Script
 
 Fact = tuple[object, ...]
-"""Something that others wait for: that all came to a collective, that a message was sent, that a call ended."""
+"""What others wait for: that all came to a collective, that a message was sent, that a call ended."""
 Wait = tuple[Fact, ...] | None
 """What a walker needs to go on; None: the other micro-batches of its actor have their turn."""
 
@@ -45,7 +45,8 @@ Slots = Sequence[Sequence[Call]]
 @dataclass(slots=True)
 class Tally:
     """The seconds of one actor, whose rest is waiting: `busy` computing (`kinds`: with what), `moving` in
-    communication, `exposed` the part of that which nothing hides. `sent` counts bytes, `ends` when calls ended.
+    communication, `exposed` the part of that which nothing hides. `sent` counts bytes, `ends` when calls
+    ended.
     """
 
     busy: float = 0.0
@@ -129,7 +130,9 @@ class Engine:
     def time_of(self, number: int) -> float:
         """The clock of a walker: those of the second half are the streams beside the computation."""
         count = len(self.processes)
-        return self.processes[number].clock if number < count else self.processes[number - count].side
+        return (
+            self.processes[number].clock if number < count else self.processes[number - count].side
+        )
 
     def tell(self, fact: Fact, time: float) -> None:
         """Let a fact be there, from `time` on."""
@@ -203,14 +206,13 @@ class Engine:
             moved = process.started.pop(item.handle, None)
             if moved is not None:
                 yield (moved,)
-                self.finish(number, item, call, self.facts[moved], self.posted[moved])
+                step = process.queue[int(moved[2])][0]  # type: ignore[call-overload]
+                self.finish(number, step, call, self.facts[moved], self.posted[moved])
         elif item.kind == "send":
             yield ()
             self.send(number, item, call)
         elif item.kind == "recv":
-            facts = tuple(
-                ("sent", item.edge, call.step, call.batch, m.peer) for m in item.messages
-            )
+            facts = tuple(("sent", item.edge, call.step, call.batch, m.peer) for m in item.messages)
             if facts:
                 yield facts
                 self.receive(number, item, call, facts)

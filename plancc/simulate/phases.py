@@ -42,9 +42,7 @@ def inference_rounds(
             )
             tells = (("token", step, number), tellers) if gives else None
             takes = bool(program.inputs)
-            calls.append(
-                Call("step", scripts[one], number, step, needs if takes else (), tells)
-            )
+            calls.append(Call("step", scripts[one], number, step, needs if takes else (), tells))
         slots.append(calls)
     return [slots]
 

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from plancc.simulate.errors import SimulateError
-from plancc.simulate.forms import Timeline
 from plancc.simulate.hardware_forms import ClusterError
 from plancc.simulate.step import STEPS, Inputs, Outcome
 from plancc.simulate.subject import Room, Subject, too_full

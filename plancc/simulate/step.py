@@ -21,7 +21,7 @@ STEPS = 6
 """Decode steps that are simulated: the first ones fill the pipeline, the others give TPOT."""
 MANY_SPANS = 200_000
 ADAM_WORDS = 7
-"""float32 words that Adam moves for a parameter: reads gradient, weight and both moments, writes the last three."""
+"""float32 words that Adam moves a parameter: gradient, weight, moments read; the last three written."""
 
 Sources = Callable[[RankProgram], tuple[Any, Any]]
 """Gives (ProgramWork, ProgramVerbs) of a program."""
@@ -81,7 +81,9 @@ class Simulation:
         resting = [self.resting(program) for program in cast.program_of]
         engine = Engine(cast.actors, rounds, resting=resting, spans=self.spans)
         whole = engine.run()
-        ends = [engine.facts.get(("token", step, len(sizes) - 1), 0.0) for step in range(inputs.steps)]
+        ends = [
+            engine.facts.get(("token", step, len(sizes) - 1), 0.0) for step in range(inputs.steps)
+        ]
         seconds = whole
         if inputs.steps > 1:
             first = inputs.steps // 2 - 1
@@ -105,7 +107,9 @@ class Simulation:
                 found.append(training_rounds(program, self.programs, scripts, sizes))
             else:
                 found.append(
-                    inference_rounds(program, scripts, sizes, inputs.steps, tellers, inputs.lockstep)
+                    inference_rounds(
+                        program, scripts, sizes, inputs.steps, tellers, inputs.lockstep
+                    )
                 )
         return found
 

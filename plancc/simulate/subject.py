@@ -73,10 +73,32 @@ class Subject:
         return self.compiled.world.size
 
     @property
+    def assumptions(self) -> tuple[str, ...]:
+        """The sentences that predictions are printed with, as far as something was simulated."""
+        found = list(self.hardware.assumptions)
+        stated = {group.kind for group in self.plan.cluster.groups} if self.plan.cluster else set()
+        kinds = {kind.name for kind in self.hardware.kinds}
+        if stated and stated != kinds:
+            found.append(
+                f"{self.plan.name} is written for {', '.join(sorted(stated))}, predicted for "
+                f"{', '.join(sorted(kinds))}"
+            )
+        if "decode" in self.phases:
+            found.append(
+                "decode: TPOT of steps that follow each other, each micro-batch on its own; "
+                "--lockstep waits for all of them, as `plancc run` does"
+            )
+        if "train" in self.phases:
+            found.append("training: Adam with float32 state; data loading and logging take no time")
+        return tuple(found)
+
+    @property
     def dtype(self) -> str:
         """The short name of the type that most parameters have."""
         counts = Counter(
-            p.value.dtype for p in self.compiled.graph.params.values() if p.value.dtype.is_floating_point
+            p.value.dtype
+            for p in self.compiled.graph.params.values()
+            if p.value.dtype.is_floating_point
         )
         return SHORT[counts.most_common(1)[0][0]] if counts else "f32"
 

@@ -45,7 +45,11 @@ def duration(seconds: float) -> str:
     """`3.42 ms`, with three digits."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if seconds >= size or unit == "us":
-            return f"{seconds / size:.3g} {unit}" if seconds / size < 1000 else f"{seconds / size:.0f} {unit}"
+            return (
+                f"{seconds / size:.3g} {unit}"
+                if seconds / size < 1000
+                else f"{seconds / size:.0f} {unit}"
+            )
     raise AssertionError
 
 
