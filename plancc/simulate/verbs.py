@@ -37,6 +37,8 @@ from plancc.runtime.wires import message_bytes
 from plancc.simulate import calls
 from plancc.simulate.calls import Verbs
 from plancc.simulate.place import Place
+from plancc.simulate.routed import RoutedVerbs
+from plancc.simulate.routing import EVEN, Routing
 
 Ask = tuple[Callable[..., Verbs], tuple[Any, ...]]
 """A function of a place, and its further arguments, which tell questions apart."""
@@ -46,12 +48,16 @@ class ProgramVerbs:
     """The calls of one program's instructions on any of its ranks.
 
     `nodes` is the node of each rank, where the cluster has nodes: sums then go node by node.
+    `base_routing` says how many rows of tokens go to which ranks of experts. Moves that run beside the
+    computation are as on nccl, whose lanes have messages: on gloo they never go node by node.
     """
 
     def __init__(
-        self, program: RankProgram, grids: Mapping[str, Grid], nodes: Sequence[int] = ()
-    ) -> None:
+        self, program: RankProgram, grids: Mapping[str, Grid], nodes: Sequence[int] = (),
+        base_routing: Routing = EVEN,
+    ) -> None:  # fmt: skip
         self.program, self.grids, self.nodes = program, grids, tuple(nodes)
+        self.routed = RoutedVerbs(program, base_routing)
         made = [held for step in program.instructions for held in produced(step)]
         weights = [weight.held for weight in program.weights]
         self.helds = {held.name: held for held in (*program.inputs, *weights, *made)}
@@ -76,7 +82,7 @@ class ProgramVerbs:
         if isinstance(step, Bucket):
             return self._bucket(step, self.nodes)
         if isinstance(step, Launch):
-            return self._bucket(as_bucket(step.step), ())  # a lane has no messages
+            return self._bucket(as_bucket(step.step), self.nodes)
         if isinstance(step, (Send, Recv, Transfer)):
             return self._edge(step)
         return None
@@ -112,6 +118,8 @@ class ProgramVerbs:
 
     def _edge(self, step: Send | Recv | Transfer) -> Ask:
         edge = step.edge
+        if edge.way:
+            return self.routed.ask(step)
         ends = tuple((stage.mesh, stage.coords) for stage in (edge.source, edge.target))
         gives, takes = not isinstance(step, Recv), not isinstance(step, Send)
         return transferred, (
