@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from plancc.runtime import hierarchy, packed
-from plancc.runtime.dims import Dim, Ranges, intersect, length, within
+from plancc.runtime.dims import Dim, Ranges, length, within
+from plancc.runtime.matching import Routes, find_routes, kept_heads, pieces_of
 from plancc.runtime.pieces import cut, join, put, resized, take
 from plancc.runtime.routes import Arrivals, Route, added, find_route, senders
 from plancc.runtime.transport import Transport
@@ -104,11 +105,11 @@ class Comm:
         from plancc.ops.merge import merge
 
         group = self.view.peers(self.view.parts(parts)).group
-        share: dict[int, Ranges] = dict.fromkeys(group, ((0, out.shape[1]),))
-        if spread:
-            keepers = self.view.peers(self.view.parts(spread))
-            frame, pieces = self._pieces(heads, keepers)
-            share = {rank: within(frame, p) for rank, p in zip(keepers.ranks, pieces, strict=True)}
+        keepers = self.view.parts(spread) if spread else ()
+        key = ("kept", group, out.shape[1], heads.key, keepers)
+        if key not in self._cache:
+            self._cache[key] = kept_heads(self.view, group, out.shape[1], heads, keepers)
+        share = self._cache[key]
         wide = rows.unsqueeze(-1).to(torch.promote_types(out.dtype, rows.dtype))
         both = torch.cat([out.to(wide.dtype), wide], -1)
         shape = resized(both, 1, length(share[self.view.rank]))
@@ -298,11 +299,11 @@ class Comm:
         routes = self._routes(source, has, target, wants)
         return self._incoming(x, x.dtype, routes, self._outgoing(x, routes), at, channel, wire)
 
-    def _outgoing(self, x: Tensor, routes: _Routes) -> list[tuple[int, Tensor]]:
+    def _outgoing(self, x: Tensor, routes: Routes) -> list[tuple[int, Tensor]]:
         return [(rank, cut(x, spots)) for rank, spots in routes.sends]
 
     def _incoming(
-        self, x: Tensor | None, dtype: torch.dtype, routes: _Routes, sends: list, at: int,
+        self, x: Tensor | None, dtype: torch.dtype, routes: Routes, sends: list, at: int,
         channel: int, wire: str,
     ) -> Tensor:  # fmt: skip
         wanted = [(r, tuple(length(s) for s in spots), dtype) for r, spots in routes.recvs]
@@ -332,61 +333,14 @@ class Comm:
         key = (d.key, peers.parts)
         self.trim()
         if key not in self._cache:
-            own = self.view.coord_of(self.view.rank)
-            along = set(peers.parts)
-            frame = d.ranges(lambda p: None if p in along else own(p))
-            pieces = [d.ranges(lambda p, at=at: at.get(p, own(p))) for at in peers.coords]
-            self._cache[key] = (frame, pieces)
+            self._cache[key] = pieces_of(self.view, d, peers)
         return self._cache[key]
 
     def _routes(
         self, source: Members, has: Sequence[Dim], target: Members, wants: Sequence[Dim]
-    ) -> _Routes:
+    ) -> Routes:
         key = (source.ranks, tuple(d.key for d in has), target.ranks, tuple(d.key for d in wants))
         self.trim()
         if key not in self._cache:
             self._cache[key] = find_routes(self.view, source, has, target, wants)
         return self._cache[key]
-
-
-class _Routes:
-    """What this rank sends and receives of one transfer: (rank, positions per dim) pairs."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
-        self.sends: list[tuple[int, tuple[Ranges, ...]]] = []
-        self.recvs: list[tuple[int, tuple[Ranges, ...]]] = []
-        self.local: tuple[tuple[Ranges, ...], tuple[Ranges, ...]] | None = None
-
-
-def find_routes(
-    view: View, source: Members, has: Sequence[Dim], target: Members, wants: Sequence[Dim]
-) -> _Routes:
-    """Match the parts that `source` ranks hold with those that `target` ranks want.
-
-    Among replicas of a part the target's own rank is preferred, then they take turns.
-    """
-    held: dict[tuple[Ranges, ...], list[int]] = {}
-    for rank in source.ranks:
-        shard = tuple(d.ranges(view.coord_of(rank)) for d in has)
-        held.setdefault(shard, []).append(rank)
-    routes = _Routes(tuple(length(d.ranges(view.coord_of(view.rank))) for d in wants))
-    for turn, rank in enumerate(target.ranks):
-        goal = tuple(d.ranges(view.coord_of(rank)) for d in wants)
-        for shard, replicas in held.items():
-            if len(held) > 1 and view.rank != rank and view.rank not in replicas:
-                continue
-            both = tuple(intersect(a, b) for a, b in zip(shard, goal, strict=True))
-            if not all(both):
-                continue
-            giver = rank if rank in replicas else replicas[turn % len(replicas)]
-            given = tuple(within(a, b) for a, b in zip(shard, both, strict=True))
-            taken = tuple(within(a, b) for a, b in zip(goal, both, strict=True))
-            if giver == rank:
-                if rank == view.rank:
-                    routes.local = (given, taken)
-            elif giver == view.rank:
-                routes.sends.append((rank, given))
-            elif rank == view.rank:
-                routes.recvs.append((giver, taken))
-    return routes

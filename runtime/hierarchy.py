@@ -38,6 +38,20 @@ def spans(size: int, count: int) -> list[tuple[int, int]]:
     return [(size * i // count, size * (i + 1) // count) for i in range(count)]
 
 
+def crossings(
+    size: int, houses: Sequence[Group], mine: Group, own: tuple[int, int]
+) -> list[tuple[int, int, int]]:
+    """What a rank with the share `own` of `size` elements swaps with other nodes: (rank, start, stop)."""
+    low, high = own
+    return [
+        (rank, max(a, low), min(b, high))
+        for house in houses
+        if house is not mine
+        for rank, (a, b) in zip(house, spans(size, len(house)), strict=True)
+        if max(a, low) < min(b, high)
+    ]
+
+
 def all_reduce(
     transport: Transport, x: Tensor, group: Group, nodes: Sequence[int], at: int
 ) -> Tensor:
@@ -51,15 +65,10 @@ def all_reduce(
     sends: list[tuple[int, Tensor]] = []
     recvs: list[tuple[int, tuple[int, ...], torch.dtype]] = []
     places: list[tuple[int, int]] = []
-    for house in houses:
-        if house is mine:
-            continue
-        for rank, (a, b) in zip(house, spans(flat.numel(), len(house)), strict=True):
-            start, stop = max(a, low), min(b, high)
-            if start < stop:
-                sends.append((rank, part[start - low : stop - low]))
-                recvs.append((rank, (stop - start,), x.dtype))
-                places.append((start - low, stop - low))
+    for rank, start, stop in crossings(flat.numel(), houses, mine, (low, high)):
+        sends.append((rank, part[start - low : stop - low]))
+        recvs.append((rank, (stop - start,), x.dtype))
+        places.append((start - low, stop - low))
     found = transport.exchange(sends, recvs, at)
     total = in_order(part, houses.index(mine), houses, recvs, places, found)
     shapes = [(b - a,) for a, b in cuts]

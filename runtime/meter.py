@@ -78,14 +78,19 @@ class Meter:
             self.sent[kind] = self.sent.get(kind, 0) + number
 
 
+def ring_bytes(kind: str, size: int, ranks: int) -> int:
+    """The bytes that a rank gives in an all_reduce or all_gather of its `size` bytes around a ring."""
+    return 2 * size * (ranks - 1) // ranks if kind == "all_reduce" else size * (ranks - 1)
+
+
 def _all_reduce(rank: int, x: Tensor, group: Group, at: int) -> tuple[str, int]:
-    return "all_reduce", 2 * x.nbytes * (len(group) - 1) // len(group)
+    return "all_reduce", ring_bytes("all_reduce", x.nbytes, len(group))
 
 
 def _all_gather(
     rank: int, x: Tensor, group: Group, shapes: Sequence[Shape], at: int
 ) -> tuple[str, int]:
-    return "all_gather", x.nbytes * (len(group) - 1)
+    return "all_gather", ring_bytes("all_gather", x.nbytes, len(group))
 
 
 def _to_others(
@@ -97,7 +102,7 @@ def _to_others(
 def _exchange(
     rank: int, sends: Sequence[tuple[int, Tensor]], recvs: Any, at: int, channel: int = 0
 ) -> tuple[str, int]:
-    return "exchange", sum(tensor.nbytes for _, tensor in sends)
+    return "exchange", sum(tensor.nbytes for other, tensor in sends if other != rank)
 
 
 def _barrier(rank: int, group: Group, at: int) -> tuple[str, int]:

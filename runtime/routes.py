@@ -73,25 +73,28 @@ def hosts(shards: tuple[Ranges, ...], experts: int, device: torch.device) -> Ten
     return table.to(device)
 
 
+def copies(view: View, target: Members, parts: Sequence[Part]) -> tuple[tuple[int, ...], ...]:
+    """The ranks that hold each shard of the experts."""
+    found: dict[tuple, list[int]] = {}
+    for rank in target.ranks:
+        found.setdefault(tuple(view.index(rank, part) for part in parts), []).append(rank)
+    return tuple(map(tuple, found.values()))
+
+
 def listeners(
     view: View, target: Members, parts: Sequence[Part], place: int
 ) -> tuple[int, ...]:  # fmt: skip
     """The ranks to which source number `place` sends: one copy of every shard of the experts."""
-    copies: dict[tuple, list[int]] = {}
-    for rank in target.ranks:
-        copies.setdefault(tuple(view.index(rank, part) for part in parts), []).append(rank)
-    return tuple(ranks[place % len(ranks)] for ranks in copies.values())
+    return tuple(ranks[place % len(ranks)] for ranks in copies(view, target, parts))
 
 
 def senders(
     view: View, source: Members, target: Members, parts: Sequence[Part]
 ) -> tuple[int, ...]:  # fmt: skip
     """The source ranks that send to this target."""
-    return tuple(
-        rank
-        for place, rank in enumerate(source.ranks)
-        if view.rank in listeners(view, target, parts, place)
-    )
+    mine = next(ranks for ranks in copies(view, target, parts) if view.rank in ranks)
+    turn = mine.index(view.rank)
+    return tuple(rank for place, rank in enumerate(source.ranks) if place % len(mine) == turn)
 
 
 def added(total: int, tail: Sequence[int], found: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from plancc.ops.wire import ErrorFeedback, WireType, wire_type
+from plancc.runtime.hierarchy import spans
 from plancc.runtime.transport import Group, Transport
 
 
@@ -64,6 +65,21 @@ def message_bytes(text: str, shape: Sequence[int]) -> int:
     return read_wire(text).nbytes(torch.Size(shape).numel())
 
 
+def block_of(text: str) -> int:
+    """The elements of a block of a wire type: 1 where it has none."""
+    return max(1, read_wire(text).block)
+
+
+def whole_blocks(count: int, block: int) -> int:
+    """`count` elements and the zeros behind them, up to a whole number of blocks."""
+    return -(-count // block) * block
+
+
+def block_spans(count: int, block: int, ranks: int) -> list[tuple[int, int]]:
+    """The ranges of `count` elements, in whole blocks, that each of `ranks` ranks adds up."""
+    return [(a * block, b * block) for a, b in spans(count // block, ranks)]
+
+
 def sums_of(
     transport: Transport, wires: Wires, text: str, xs: Sequence[Tensor], group: Group, at: int
 ) -> tuple[Tensor, ...]:
@@ -72,16 +88,14 @@ def sums_of(
     Blocks begin where tensors begin, and ranks share the work by blocks: what a tensor becomes does not
     depend on what travels beside it, so weights that other axes replicate stay equal there.
     """
-    block = max(1, read_wire(text).block)
+    block = block_of(text)
     flat = torch.cat([padded(x, block) for x in xs])
-    count = flat.numel() // block
-    cuts = [(count * i // len(group), count * (i + 1) // len(group)) for i in range(len(group))]
-    spans = [(a * block, b * block) for a, b in cuts]
-    part = scattered_sum(transport, wires, text, [flat[a:b] for a, b in spans], group, at)
+    cuts = block_spans(flat.numel(), block, len(group))
+    part = scattered_sum(transport, wires, text, [flat[a:b] for a, b in cuts], group, at)
     mine = wires.message(text, f"{at} sum", part)
-    sizes = [(message_bytes(text, (b - a,)),) for a, b in spans]
+    sizes = [(message_bytes(text, (b - a,)),) for a, b in cuts]
     found = transport.all_gather(mine, group, sizes, at)
-    pieces = [opened(text, m, (b - a,), flat.dtype) for m, (a, b) in zip(found, spans, strict=True)]
+    pieces = [opened(text, m, (b - a,), flat.dtype) for m, (a, b) in zip(found, cuts, strict=True)]
     return unpadded(torch.cat(pieces), [tuple(x.shape) for x in xs], block)
 
 
@@ -108,7 +122,7 @@ def scattered_sums(
     at: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """`scattered_sum` of several tensors: shares[i] are those for group[i]."""
-    block = max(1, read_wire(text).block)
+    block = block_of(text)
     parts = [torch.cat([padded(x, block) for x in row]) for row in shares]
     total = scattered_sum(transport, wires, text, parts, group, at)
     own = shares[group.index(transport.rank)]
@@ -124,7 +138,7 @@ def padded(x: Tensor, block: int) -> Tensor:
 def unpadded(flat: Tensor, shapes: Sequence[tuple[int, ...]], block: int) -> tuple[Tensor, ...]:
     """The tensors of `shapes` that lie one after the other, each in whole blocks."""
     counts = [torch.Size(shape).numel() for shape in shapes]
-    pieces = flat.split([-(-count // block) * block for count in counts])
+    pieces = flat.split([whole_blocks(count, block) for count in counts])
     return tuple(
         piece[:count].view(shape)
         for piece, count, shape in zip(pieces, counts, shapes, strict=True)

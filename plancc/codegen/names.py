@@ -33,8 +33,7 @@ def function_call(target: str, args: list[str]) -> str:
 def edge_options(edge: Edge) -> str:
     """The channel and wire type of a transfer, as further arguments."""
     channel = f", channel={edge.channel}" if edge.channel else ""
-    lossy = edge.wire and edge.dtype.is_floating_point
-    return channel + (f", wire={edge.wire!r}" if lossy else "")
+    return channel + (f", wire={edge.lossy!r}" if edge.lossy else "")
 
 
 def plan_line(origin: Origin) -> str:

@@ -100,6 +100,11 @@ class Edge:
     parts: tuple[Part, ...] = ()
     wire: str = ""
 
+    @property
+    def lossy(self) -> str:
+        """The wire type in which it travels: numbers that are no floats keep their own, ""."""
+        return self.wire if self.dtype.is_floating_point else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Send:

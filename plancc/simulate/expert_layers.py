@@ -1,0 +1,175 @@
+"""The expert layers of a program whose tokens are routed: who visits whom, from the layouts alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+
+from plancc.dsl.errors import Bug
+from plancc.ir.instruction import Compute, Edge, Held, Recv, Transfer
+from plancc.ir.layout import LocalTree, Part, Stage, cuts
+from plancc.ir.program import RankProgram, produced
+from plancc.passes.route_experts import ROUTE
+from plancc.runtime.dims import Coord, Dim, length
+from plancc.runtime.routes import listeners
+from plancc.runtime.view import Members
+from plancc.simulate.place import Place
+from plancc.simulate.routing import Shares, Visit
+
+EXPERTS = frozenset({"plancc.experts.default", "plancc.placed_experts.default"})
+GATE_UP, INDEX = 3, 1
+"""Where the first weight [E, ...] and the chosen experts [t, k] stand among the arguments of `experts`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertLayer:
+    """A routed expert layer: the ranks of `home` have the tokens [t, ...], those of `target` the experts."""
+
+    path: str
+    home: Stage
+    target: Stage
+    parts: tuple[Part, ...]
+    tokens: LocalTree
+    experts: LocalTree
+    k: int
+
+
+class ExpertLayers:
+    """The routed layers of a program, by the local names of their routes and arrivals."""
+
+    def __init__(self, program: RankProgram) -> None:
+        helds = {held.name: held for held in all_values(program)}
+        self.by_name: dict[str, ExpertLayer] = dict(find_layers(program, helds))
+        self._listening: dict[
+            tuple[Stage, Stage, tuple[Part, ...]], dict[int, tuple[int, ...]]
+        ] = {}
+
+    def of(self, edge: Edge) -> ExpertLayer:
+        """The layer whose rows or counts travel along an edge; Bug for an edge of none."""
+        for name in edge.routes:
+            if name in self.by_name:
+                return self.by_name[name]
+        raise Bug(f"transfer {edge.index} of {edge.value} belongs to no expert layer")
+
+    def given(self, place: Place, layer: ExpertLayer) -> tuple[Visit, ...]:
+        """The visits that the tokens of this rank make, one for each target that it sends to."""
+        found = self.listening(place, layer).get(place.rank, ())
+        return tuple(self.visit(place, layer, place.rank, target) for target in found)
+
+    def taken(self, place: Place, layer: ExpertLayer) -> tuple[Visit, ...]:
+        """The visits to this rank, one for each source that sends to it, in order of the sources."""
+        found = self.listening(place, layer)
+        return tuple(
+            self.visit(place, layer, source, place.rank)
+            for source, targets in found.items()
+            if place.rank in targets
+        )
+
+    def listening(self, place: Place, layer: ExpertLayer) -> Mapping[int, tuple[int, ...]]:
+        """Source rank -> the ranks that it sends to, one copy of every shard."""
+        key = (layer.home, layer.target, layer.parts)
+        if key not in self._listening:
+            home, target = members(place, layer.home), members(place, layer.target)
+            self._listening[key] = {
+                rank: listeners(place.view, target, layer.parts, at)
+                for at, rank in enumerate(home.ranks)
+            }
+        return self._listening[key]
+
+    def visit(self, place: Place, layer: ExpertLayer, source: int, target: int) -> Visit:
+        """What the tokens of `source` do at `target`."""
+        view, experts = place.view, place.dim(layer.experts)
+        tokens = length(place.dim(layer.tokens).ranges(view.coord_of(source)))
+        mine = tuple(view.index(target, part) or 0 for part in layer.parts)
+        first = first_shard(experts, layer.parts)
+        held = shares(experts, view.coord_of(target))
+        return Visit(
+            layer.path,
+            source,
+            target,
+            tokens,
+            layer.k,
+            experts.total,
+            held,
+            mine == first[0],
+            first[1],
+        )
+
+
+def first_shard(experts: Dim, parts: tuple[Part, ...]) -> tuple[tuple[int, ...], Shares]:
+    """The indices along `parts` of the first shard that has any experts, and what it has."""
+    for at in product(*(range(part.count) for part in parts)):
+        found = shares(experts, dict(zip(parts, at, strict=True)).get)
+        if found:
+            return at, found
+    return (), ()
+
+
+def local_visit(place: Place, path: str, tokens: int, k: int, experts: LocalTree) -> Visit:
+    """The visit of a rank's tokens to its own experts, where nothing is routed."""
+    dim = place.dim(experts)
+    mine = shares(dim, place.view.coord_of(place.rank))
+    parts = tuple(part for leaf in cuts(experts) for part in leaf.parts)
+    at, first = first_shard(dim, parts)
+    busy = tuple(place.view.index(place.rank, part) for part in parts) == at
+    return Visit(path, place.rank, place.rank, tokens, k, dim.total, mine, busy, first)
+
+
+def members(place: Place, stage: Stage) -> Members:
+    """The ranks of a stage."""
+    return place.view.stage(stage.mesh, **dict(stage.coords))
+
+
+def shares(experts: Dim, coord: Coord) -> Shares:
+    """The experts of the rank at `coord`, and which share of their choices it gets."""
+    held = [expert for lo, hi in experts.ranges(coord) for expert in range(lo, hi)]
+    if not experts.room or experts.table is None:
+        return tuple((expert, 1.0) for expert in held)
+    hosts = [0] * experts.total
+    for ranges in experts.table:
+        for lo, hi in ranges:
+            for expert in range(lo, hi):
+                hosts[expert] += 1
+    return tuple((expert, 1 / hosts[expert]) for expert in held)
+
+
+def find_layers(
+    program: RankProgram, helds: Mapping[str, Held]
+) -> Iterator[tuple[str, ExpertLayer]]:
+    """(name of a route or of arrivals, its layer)."""
+    edges: dict[str, Edge] = {}
+    for step in program.instructions:
+        if isinstance(step, (Recv, Transfer)) and step.edge.way == "scatter":
+            edges[step.out.name] = step.edge
+        if not isinstance(step, Compute):
+            continue
+        if step.target == ROUTE:
+            index, experts, how = helds[step.args[0].name], step.args[2], step.kwargs
+            yield step.outs[0].name, ExpertLayer(
+                step.origin.path, how["home"], how["target"], how["parts"],
+                index.layout.dims[0], experts.tree, chosen(index),
+            )  # fmt: skip
+        elif step.target in EXPERTS and step.args[INDEX].name in edges:
+            edge, weight = edges[step.args[INDEX].name], helds[step.args[GATE_UP].name]
+            yield edge.routes[1], ExpertLayer(
+                step.origin.path, edge.source, edge.target, edge.parts, edge.before.dims[0],
+                weight.layout.dims[0], chosen(helds[step.args[INDEX].name]),
+            )  # fmt: skip
+
+
+def chosen(index: Held) -> int:
+    """How many experts a token chooses, from the layout of the choices [t, k]."""
+    (leaf,) = cuts(index.layout.dims[1])
+    if not isinstance(leaf.size, int):
+        raise Bug(f"the number of experts of a token in {index.name} is {leaf.size}")
+    return leaf.size
+
+
+def all_values(program: RankProgram) -> Iterator[Held]:
+    """Every value that a program has: inputs, weights, results."""
+    yield from program.inputs
+    for weight in program.weights:
+        yield weight.held
+    for step in program.instructions:
+        yield from produced(step)
