@@ -228,6 +228,7 @@ def idealised(raw: Mapping[str, Any]) -> dict[str, Any]:
     for link in made.get("links", {}).values():
         if "peak" in link:
             link["bandwidth"] = link["peak"]
+            link.pop("message_bandwidth", None)
         for name in ("latency", "step", "message_latency"):
             link[name] = {"value": 0.0, "source": IDEAL}
     return made

@@ -61,7 +61,7 @@ def tree(topology: Topology, whole: float) -> float:
 
 
 def all_to_all(topology: Topology, size: float) -> float:
-    """Every rank gives an equal part of its operand to every rank; all links are used at the same time."""
+    """Every rank gives an equal part of its operand to every rank: all at once, over all links together."""
     g, most = topology.ranks, max(topology.counts)
     seconds = 0.0
     if topology.inside is not None:
@@ -69,7 +69,7 @@ def all_to_all(topology: Topology, size: float) -> float:
     if topology.outside is not None:
         least = min(topology.counts)
         seconds = max(seconds, size * (g - least) / g / topology.share)
-    return latency(topology, 1, 0, 0) + seconds
+    return latency(topology, 1, 0, 1) + seconds
 
 
 def bandwidth(topology: Topology) -> float:
@@ -106,6 +106,7 @@ def slowest(links: Sequence[Link]) -> Link:
         max(link.one_way for link in links),
         max(link.step for link in links),
         max(link.message_latency for link in links),
+        min(link.message_bandwidth for link in links),
         None,
         min(link.nics for link in links),
     )

@@ -54,10 +54,10 @@ class Hardware:
         return kind.power
 
     def seconds(self, rank: int, work: Work) -> float:
-        """Seconds of a local call: what its FLOPs or its bytes take, whichever is longer, or the launch.
+        """Seconds of a local call: what its FLOPs or its bytes take, whichever is longer, and the launch.
 
         Roofline (Williams et al. 2009) with the shares of the peaks that the kind of work reaches; where the
-        kind of device has a table of it, measured seconds in place of the shares.
+        kind of device has a table of it, measured seconds, in which the launch is.
         """
         if work.kind == "view":
             return 0.0
@@ -65,18 +65,19 @@ class Hardware:
         table = kind.tables.get((work.kind, work.dtype)) or kind.tables.get((work.kind, ANY))
         by_flops, by_bytes = (table.by_flops, table.by_bytes) if table else (None, None)
         where = f"{kind.name}: {work.kind} of {work.dtype}"
-        computing = streaming = 0.0
+        seconds = []
         if work.kind != "memory" and work.flops:
-            computing = (
+            seconds.append(
                 self._at(by_flops, work.flops, f"{where}, FLOPs") if by_flops
                 else work.flops / (needed(kind, "flops", work.dtype) * needed(kind, "efficiency", work.kind))
+                + kind.launch
             )  # fmt: skip
         if work.moved:
-            streaming = (
+            seconds.append(
                 self._at(by_bytes, work.moved, f"{where}, bytes") if by_bytes
-                else work.moved / (kind.bandwidth * needed(kind, "streaming", work.kind))
+                else work.moved / (kind.bandwidth * needed(kind, "streaming", work.kind)) + kind.launch
             )  # fmt: skip
-        return max(computing, streaming, kind.launch)
+        return max(seconds, default=kind.launch)
 
     def verb_seconds(self, kind: str, group: tuple[int, ...], size: int) -> float:
         """Seconds of a verb over `group` from when all have come; `size` is the largest operand, in bytes.
@@ -97,7 +98,7 @@ class Hardware:
     def message(self, source: int, target: int, size: int) -> tuple[float, float]:
         """(latency, seconds that its links are busy) of `size` bytes from one rank to another."""
         link = self._between(source, target)
-        return link.message_latency, size / link.bandwidth
+        return link.message_latency, size / link.message_bandwidth
 
     def links(self, rank: int) -> tuple[str, str]:
         """The names of what a rank sends by: its port within the node, and its NIC. Both are full duplex."""

@@ -78,7 +78,7 @@ class Kind:
     """One kind of device. `flops` is the peak in FLOP/s by short dtype, `bandwidth` bytes/s of its memory.
 
     `efficiency` and `streaming` are the shares of them that "matmul", "attention" and "memory" reach,
-    `launch` the seconds that no kernel is shorter than, `power` watts (busy, idle). `node` and `network`
+    `launch` the seconds that a kernel takes beside its work, `power` watts (busy, idle). `node` and `network`
     name its links. `tables` maps (kind of work, dtype or "any") to what was measured, which then counts.
     """
 
@@ -100,7 +100,8 @@ class Kind:
 class Link:
     """How devices of a node, or nodes, are joined. `bandwidth` is bytes/s of a device's port, or of a NIC.
 
-    It is what collectives reach ("bus bandwidth"), `peak` what the data sheet says. `latency` is the seconds
+    It is what collectives reach ("bus bandwidth"), `message_bandwidth` what a message does, `peak` what the
+    data sheet says. `latency` is the seconds
     of a small all-reduce, `one_way` the share of it that the other verbs take, `step` the seconds of a
     further step of a ring or tree, `message_latency` that of a message. `nics` counts the NICs of a node
     (0: it does not join nodes).
@@ -112,6 +113,7 @@ class Link:
     one_way: float
     step: float
     message_latency: float
+    message_bandwidth: float
     peak: float | None = None
     nics: int = 0
 

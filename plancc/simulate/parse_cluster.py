@@ -20,7 +20,16 @@ ANY = "any"
 ROOT = ("schema", "name", "about", "devices", "kinds", "links", "collectives", "cores", "presets")
 KIND = ("per_node", "memory", "flops", "efficiency", "bandwidth", "streaming", "launch", "power",
         "node", "network", "tables")  # fmt: skip
-LINK = ("bandwidth", "peak", "latency", "one_way", "step", "message_latency", "nics")
+LINK = (
+    "bandwidth",
+    "message_bandwidth",
+    "peak",
+    "latency",
+    "one_way",
+    "step",
+    "message_latency",
+    "nics",
+)
 MEASURED = ("kind", "ranks", "nodes", "bytes", "seconds")
 
 
@@ -239,21 +248,25 @@ def parse_links(read: Reader, value: Any) -> dict[str, Link]:
     for name, item in read.table(value, "links").items():
         at = join("links", name)
         found = read.table(item, at, LINK)
+        bandwidth = read.constant(found, "bandwidth", at)
         links[name] = Link(
             name,
-            read.constant(found, "bandwidth", at),
+            bandwidth,
             read.constant(found, "latency", at, "time"),
             read.constant(found, "one_way", at, "share"),
             read.constant(found, "step", at, "time"),
             read.constant(found, "message_latency", at, "time"),
+            read.constant(found, "message_bandwidth", at)
+            if "message_bandwidth" in found
+            else bandwidth,
             read.constant(found, "peak", at) if "peak" in found else None,
             int(read.constant(found, "nics", at, "count")) if "nics" in found else 0,
         )
         peak = links[name].peak
-        if peak is not None and peak < links[name].bandwidth:
-            read.wrong(
-                join(at, "bandwidth"), f"{links[name].bandwidth} is more than its peak, {peak}"
-            )
+        for part in ("bandwidth", "message_bandwidth"):
+            reached = getattr(links[name], part)
+            if peak is not None and part in found and reached > peak:
+                read.wrong(join(at, part), f"{reached:g} is more than its peak, {peak:g}")
     return links
 
 
