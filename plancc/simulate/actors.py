@@ -10,24 +10,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 
-from plancc.ir.layout import CutLeaf, Part, cuts
+from plancc.ir.layout import CutLeaf, Part
 from plancc.ir.mesh import Grid, mesh_of
 from plancc.ir.program import (
     Bucket,
     Collective,
-    Edge,
     Instruction,
     Launch,
     Merge,
     ProgramSet,
     RankProgram,
-    Recv,
-    Send,
-    Transfer,
-    produced,
 )
+from plancc.runtime.owners import is_owned
 from plancc.simulate.forms import Actor
-from plancc.simulate.place import Place, Sizes
+from plancc.simulate.place import Place, Sizes, cut_leaves
 
 FEW = 64
 """Worlds up to this many ranks have an actor for each rank."""
@@ -145,25 +141,7 @@ def uneven_leaves(program: RankProgram, sizes: Sizes) -> list[CutLeaf]:
     return list(found)
 
 
-def cut_leaves(program: RankProgram) -> Iterator[CutLeaf]:
-    """Every leaf that is cut somewhere in a program."""
-    helds = [*program.inputs, *(weight.held for weight in program.weights)]
-    for step in program.instructions:
-        helds += produced(step)
-        for layout in _edges(step):
-            yield from (leaf for tree in layout.dims for leaf in cuts(tree) if leaf.parts)
-    for held in helds:
-        yield from (leaf for tree in held.layout.dims for leaf in cuts(tree) if leaf.parts)
-
-
-def _edges(step: Instruction) -> tuple[Edge, ...] | tuple[()]:
-    found = step.edge if isinstance(step, (Send, Recv, Transfer)) else None
-    return (found.before, found.after) if found is not None else ()  # type: ignore[return-value]
-
-
 def _owned(leaves: Iterable[CutLeaf]) -> Iterator[Part]:
-    from plancc.runtime.owners import is_owned
-
     return (part for leaf in leaves for part in leaf.parts if is_owned(part))
 
 

@@ -97,7 +97,7 @@ class Engine:
         self.meetings: dict[Fact, _Meeting] = {}
         self.told: dict[Fact, int] = {}
         self.free: dict[tuple[str, str], float] = {}
-        self.parked: dict[Fact, list[int]] = {}
+        self.parked: dict[Fact, list[tuple[int, tuple[Fact, ...]]]] = {}
         self.fresh: list[Fact] = []
 
     def run(self) -> float:
@@ -112,20 +112,23 @@ class Engine:
             if wanted is None:
                 left -= 1
             else:
-                missing = next((fact for fact in wanted if fact not in self.facts), None)
-                if missing is None:
-                    heapq.heappush(heap, (self.time_of(number), number))
-                else:
-                    self.parked.setdefault(missing, []).append(number)
-            for fact in self.fresh:
-                for parked in self.parked.pop(fact, ()):
-                    heapq.heappush(heap, (self.time_of(parked), parked))
-            self.fresh.clear()
+                self.park(heap, number, wanted)
+            while self.fresh:
+                for parked, needs in self.parked.pop(self.fresh.pop(), ()):
+                    self.park(heap, parked, needs)
         if left:
-            waits = {n: fact for fact, row in self.parked.items() for n in row if n < count}
+            waits = {n: fact for fact, row in self.parked.items() for n, _ in row if n < count}
             names = [f"{self.actors[n].name} for {fact}" for n, fact in sorted(waits.items())]
             raise Bug(f"the simulation stands still: {'; '.join(names[:4])}")
         return max((max(p.clock, p.side) for p in self.processes), default=0.0)
+
+    def park(self, heap: list[tuple[float, int]], number: int, wanted: tuple[Fact, ...]) -> None:
+        """Let a walker go on when its turn comes, or once the first fact that it lacks is there."""
+        for fact in wanted:
+            if fact not in self.facts:
+                self.parked.setdefault(fact, []).append((number, wanted))
+                return
+        heapq.heappush(heap, (self.time_of(number), number))
 
     def time_of(self, number: int) -> float:
         """The clock of a walker: those of the second half are the streams beside the computation."""

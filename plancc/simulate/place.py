@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -12,8 +12,8 @@ import sympy
 
 from plancc.ir.graph import BATCH, PAST, TOKENS, Size
 from plancc.ir.layout import CutLeaf, Layout, LocalTree, Part, Prod, cuts
-from plancc.ir.mesh import Grid, mesh_of
-from plancc.ir.program import Held, RankProgram, produced
+from plancc.ir.mesh import Grid
+from plancc.ir.program import Held, RankProgram, Recv, Send, Transfer, produced
 from plancc.runtime.dims import Dim
 from plancc.runtime.owners import Owners, is_owned
 from plancc.runtime.view import View
@@ -82,18 +82,18 @@ class Place:
 
 def owned_parts(program: RankProgram) -> tuple[Part, ...]:
     """The parts of a program along which cached positions have owners."""
-    helds = [*program.inputs, *(held for step in program.instructions for held in produced(step))]
-    found = {
-        part: None
-        for held in helds
-        for tree in held.layout.dims
-        for leaf in cuts(tree)
-        for part in leaf.parts
-        if is_owned(part)
-    }
+    found = {part: None for leaf in cut_leaves(program) for part in leaf.parts if is_owned(part)}
     return tuple(found)
 
 
-def home(program: RankProgram) -> str:
-    """The plan's name of the mesh that a program lives on first."""
-    return mesh_of(program.stages[0].mesh) if program.stages else ""
+def cut_leaves(program: RankProgram) -> Iterator[CutLeaf]:
+    """Every leaf that is cut somewhere in a program, or on the other side of its transfers."""
+    layouts = [held.layout for held in program.inputs]
+    layouts += [weight.held.layout for weight in program.weights]
+    for step in program.instructions:
+        layouts += [held.layout for held in produced(step)]
+        if isinstance(step, (Send, Recv, Transfer)):
+            layouts += [step.edge.before, step.edge.after]
+    for layout in dict.fromkeys(layouts):
+        for tree in layout.dims:
+            yield from (leaf for leaf in cuts(tree) if leaf.parts)

@@ -59,7 +59,9 @@ def micro(items: Sequence[Item], count: int, **rest: object) -> list[Slots]:
 
 def test_a_collective_begins_when_the_last_has_come() -> None:
     """Ranks compute 3 and 5 seconds, meet for 2, compute 1: 8 seconds; the first waits for 2."""
-    run = engine([once([work(3), meet(2, (0, 1)), work(1)]), once([work(5), meet(2, (0, 1)), work(1)])])
+    run = engine(
+        [once([work(3), meet(2, (0, 1)), work(1)]), once([work(5), meet(2, (0, 1)), work(1)])]
+    )
     assert run.run() == 8
     first, second = (process.tally for process in run.processes)
     assert (first.busy, first.exposed, second.busy, second.exposed) == (4, 2, 6, 2)
@@ -121,6 +123,15 @@ def test_moves_on_the_stream_of_communication_follow_each_other() -> None:
     items = [meet(3, (0,), "start", handle="a"), meet(3, (0,), "start", handle="b")]
     ends = [Item("await", Label(h, "wait"), handle=h) for h in "ab"]
     assert engine([once([*items, *ends])]).run() == 6
+
+
+def test_a_receive_waits_for_all_its_senders() -> None:
+    """One message is there after 1 s, the other one after 5."""
+    both = [once([work(t), send(0, 2, 0, f"out {t}")]) for t in (5, 1)]
+    there = tuple(Message(peer, "in", 0, 0, 16) for peer in (0, 1))
+    taker = [Item("recv", Label("x", "exchange"), edge=0, messages=there), work(1)]
+    assert engine([*both, once(taker)]).run() == 6
+    assert engine([both[1], both[0], once(taker)]).run() == 6
 
 
 def test_who_waits_for_ever_is_named() -> None:
