@@ -14,7 +14,8 @@ from plancc.dsl.diagnostics import Report
 from plancc.ir.layout import Stage
 from plancc.ir.program import Instruction, Send, Transfer, produced
 from plancc.passes.base import Unit
-from plancc.passes.wires import edge_comms, edge_wire
+from plancc.passes.overlap_transfers import edge_comms
+from plancc.passes.wires import edge_wire
 
 Entry = tuple[tuple[Stage, ...], Instruction]
 

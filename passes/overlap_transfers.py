@@ -130,12 +130,15 @@ def active_comms(plan: ResolvedPlan, variant: Variant | None) -> Iterator[Comm]:
             yield comm
 
 
+def edge_comms(plan: ResolvedPlan, variant: Variant | None) -> Iterator[Comm]:
+    """Those of edges between meshes."""
+    return (comm for comm in active_comms(plan, variant) if comm.kind in ("edge", "both"))
+
+
 def overlapped(plan: ResolvedPlan, variant: Variant | None, option: str) -> dict[Pair, int]:
     """Pairs of meshes whose traffic overlaps by `option` (depth or batches) of async, and how much."""
     found = {}
-    for comm in active_comms(plan, variant):
-        if comm.kind not in ("edge", "both"):
-            continue
+    for comm in edge_comms(plan, variant):
         for setting in comm.settings:
             value = setting.value
             if setting.name == "overlap" and isinstance(value, Call) and option in value.options:

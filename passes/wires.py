@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from plancc.dsl.plan import Call, Comm, ResolvedPlan, Variant
+from plancc.dsl.plan import Call, Comm, ResolvedPlan
 from plancc.ir.layout import Stage
 from plancc.ir.mesh import mesh_of
 from plancc.ops.wire import BLOCK
@@ -48,13 +48,3 @@ def edge_wire(comms: list[Comm], source: Stage, target: Stage, gradient: bool) -
             if setting.name == ("grad_dtype" if gradient else "dtype"):
                 found = wire_text(setting.value)
     return found
-
-
-def edge_comms(plan: ResolvedPlan, variant: Variant | None) -> list[Comm]:
-    """The comm lines of edges that hold in a variant."""
-    return [
-        comm
-        for comm in plan.comms
-        if comm.kind in ("edge", "both")
-        and (comm.guard is None or variant is None or variant.guards.get(comm.guard.text, True))
-    ]

@@ -35,7 +35,7 @@ from plancc.passes.gradients.segments import (
     gradient_of,
     rename,
 )
-from plancc.passes.gradients.states import State, States, without
+from plancc.passes.gradients.states import State, States, own_parts, varying_parts, without
 
 SEED = "plancc.seed.default"
 BACK = {"": "", "scatter": "gather", "gather": "scatter"}
@@ -248,8 +248,6 @@ class Reverse:
 
     def keyed_state(self, step: Compute, name: str) -> State:
         """How the gradient of an operand of attention over cut keys is pending."""
-        from plancc.passes.gradients.states import own_parts, varying_parts
-
         involved = [self.helds[n].layout for n in operands(step)] + [h.layout for h in step.outs]
         return pending_parts(without(varying_parts(involved), own_parts(self.helds[name].layout)))
 

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("plancc.cli.run", "run a plan or a compiled artifact"),
     "train": ("plancc.cli.train", "train a plan or a compiled artifact on text"),
     "verify": ("plancc.cli.verify", "compare all ranks with the one-device model"),
+    "simulate": ("plancc.cli.simulate", "predict time, memory and traffic on a cluster"),
     "explain": ("plancc.cli.explain", "explain a plan, or a diagnostic code"),
 }
 

@@ -1,4 +1,4 @@
-"""What is wrong with what a user asks of the simulator: the cluster file, the inputs, an operator without cost."""
+"""What is wrong with what a user asks of the simulator: cluster, inputs, an operator without cost."""
 
 from __future__ import annotations
 

@@ -222,6 +222,8 @@ class TrainRunner(Runner):
         self, weight: Mapping[str, Any], place: Mapping[str, Any], whole: Tensor
     ) -> Tensor:
         """The tensor that the optimizer updates: the weight itself, or a slice of it (ZeRO-1 and -2)."""
+        if place["dims"] == weight["dims"]:
+            return whole
         view = self.view_on(place["stage"]["mesh"])
         had = slice_ranges(view, weight, view.rank)
         mine = slice_ranges(view, place, view.rank)

@@ -1,0 +1,183 @@
+"""`plancc simulate PLAN...`: predict time, memory and traffic on hardware that need not be there."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from plancc.cli.options import add_json, add_plan_options, complain, print_json, user_errors
+
+
+def numbers(text: str) -> list[int]:
+    """`1,16,64` as numbers from 1."""
+    found = [int(word) for word in text.split(",")]
+    if not found or min(found) < 1:
+        raise argparse.ArgumentTypeError("numbers from 1, separated by commas")
+    return found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument("plans", metavar="PLAN", nargs="+")
+    add_plan_options(parser, model_required=True)
+    parser.add_argument(
+        "--cluster", metavar="C", help="a cluster file, or the name of one in clusters/ beside the "
+        "plan (dgx_a100_16, dgx_h100 ...); `plancc calibrate` writes one of this machine",
+    )  # fmt: skip
+    parser.add_argument(
+        "--preset", default="honest", metavar="NAME",
+        help="honest (the file as it is), ideal (all peaks, no latencies), or one of the file",
+    )  # fmt: skip
+    parser.add_argument(
+        "--hardware", action="append", default=[], metavar="PATH=VALUE",
+        help="another value of a constant of the cluster: links.network.nics=1 (repeatable)",
+    )  # fmt: skip
+    parser.add_argument("--batch", type=numbers, default=[1], metavar="B[,B...]")
+    parser.add_argument("--seq-len", type=numbers, default=[1024], metavar="N[,N...]")
+    parser.add_argument(
+        "--phase", metavar="P[,P...]",
+        help="prefill, decode, train or forward (default: train where the plan says so, else the "
+        "first two)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--microbatches", default=None, metavar="M",
+        help="micro-batches of a pipeline in inference: a number, or `best` of 1 to twice the stages "
+        "(default: the plan's)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lockstep", action="store_true",
+        help="decode steps wait for all micro-batches, as `plancc run` does",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), help="the model's type (default: its own)"
+    )
+    parser.add_argument(
+        "--skew", type=float, metavar="F",
+        help="the busiest rank of experts gets F times the mean (default: balanced routing)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--crossover", action="store_true",
+        help="with two plans: the lengths between the smallest and the largest --seq-len at which "
+        "one overtakes the other",
+    )  # fmt: skip
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Simulate every plan at every point; 1 for wrong input."""
+    from plancc.simulate.errors import SimulateError
+
+    if args.crossover and len(args.plans) != 2:
+        return complain("--crossover compares two plans") and 2
+    if args.microbatches not in (None, "best") and not args.microbatches.isdigit():
+        return complain("--microbatches is a number or `best`") and 2
+    if not args.cluster:
+        return complain(
+            "--cluster says which hardware to predict: a file, or a name such as dgx_a100_16"
+        )
+    missing = [plan for plan in args.plans if not Path(plan).is_file()]
+    if missing:
+        return complain(f"{missing[0]} does not exist")
+    try:
+        return simulate(args)
+    except SimulateError as problem:
+        return complain("\nerror: ".join(problem.problems))
+    except user_errors() as problem:
+        return complain(str(problem))
+
+
+def simulate(args: argparse.Namespace) -> int:
+    """Open the subjects, make the rows, print them."""
+    from plancc.simulate.compare import crossings
+    from plancc.simulate.rows import UTILISATION
+    from plancc.simulate.table import table
+
+    subjects = [opened(args, plan) for plan in args.plans]
+    rows = [
+        row_at(args, subject, phase, batch, seq_len)
+        for subject in subjects
+        for phase in phases_of(args, subject)
+        for batch in args.batch
+        for seq_len in args.seq_len
+    ]
+    found = []
+    if args.crossover:
+        low, high = min(args.seq_len), max(args.seq_len)
+        found = [
+            crossing
+            for phase in phases_of(args, subjects[0])
+            for batch in args.batch
+            for crossing in crossings(subjects[0], subjects[1], phase, batch, low, high)
+        ]
+    assumptions = said(args, subjects)
+    if args.json:
+        print_json({
+            "predicted": True, "cluster": args.cluster, "rows": [row.json() for row in rows],
+            "crossings": [as_json(c) for c in found], "utilisation": UTILISATION,
+            "assumptions": assumptions,
+        })  # fmt: skip
+        return 0 if all(row.fits for row in rows) else 1
+    print(f"predicted, on {args.cluster}")
+    print(table(rows))
+    for c in found:
+        print(
+            f"{c.phase}, batch {c.batch}: {c.faster} is faster than {c.slower} from seq_len "
+            f"{c.seq_len} ({c.tokens:,} tokens in flight)"
+        )
+    if args.crossover and not found:
+        print(f"no crossing between seq_len {min(args.seq_len)} and {max(args.seq_len)}")
+    for text in assumptions:
+        print(f"note: {text}")
+    return 0 if all(row.fits for row in rows) else 1
+
+
+def as_json(crossing: Any) -> dict[str, Any]:
+    """A crossing as plain data."""
+    from dataclasses import asdict
+
+    return asdict(crossing)
+
+
+def opened(args: argparse.Namespace, plan: str) -> Any:
+    """One plan on the cluster."""
+    from plancc.api import DTYPES
+    from plancc.simulate.cluster import read_cluster
+    from plancc.simulate.routing import EVEN, Skewed
+    from plancc.simulate.subject import open_subject
+
+    cluster = read_cluster(args.cluster, Path(plan).parent).preset(args.preset)
+    if args.hardware:
+        cluster = cluster.with_(*args.hardware)
+    wanted = args.phase.split(",") if args.phase else None
+    return open_subject(
+        plan, args.model, cluster, sets=dict(args.sets), model_args=dict(args.model_args),
+        phases=wanted, dtype=DTYPES[args.dtype] if args.dtype else None,
+        routing=Skewed(args.skew) if args.skew else EVEN,
+    )  # fmt: skip
+
+
+def phases_of(args: argparse.Namespace, subject: Any) -> list[str]:
+    """The phases to simulate."""
+    if args.phase:
+        return list(args.phase.split(","))
+    return [phase for phase in subject.phases if phase != "forward"] or list(subject.phases)
+
+
+def row_at(args: argparse.Namespace, subject: Any, phase: str, batch: int, seq_len: int) -> Any:
+    """The row of one point."""
+    from plancc.simulate.compare import best_row
+    from plancc.simulate.rows import make_row
+
+    if args.microbatches == "best":
+        return best_row(subject, phase, batch, seq_len)[0]
+    count = int(args.microbatches) if args.microbatches else None
+    return make_row(subject, phase, batch, seq_len, microbatches=count, lockstep=args.lockstep)[0]
+
+
+def said(args: argparse.Namespace, subjects: list[Any]) -> list[str]:
+    """What the prediction stands on."""
+    found = [text for subject in subjects for text in subject.assumptions]
+    if args.skew:
+        found.append(f"the busiest rank of experts gets {args.skew:g} times the mean")
+    return list(dict.fromkeys(found))

@@ -1,0 +1,137 @@
+"""Simulate one step of compiled programs on given hardware: prefill, decode or training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from plancc.ir.mesh import World
+from plancc.ir.program import ProgramSet, RankProgram
+from plancc.simulate.actors import FEW, Cast
+from plancc.simulate.engine import Engine, Slots, Tally
+from plancc.simulate.forms import Actor, Timeline, Verb, Work
+from plancc.simulate.phases import inference_rounds, micro_batches, training_rounds
+from plancc.simulate.place import Place, Sizes, owned_parts
+from plancc.simulate.script import Hardware, Item, Label, Script, Writer
+
+STEPS = 6
+"""Decode steps that are simulated: the first ones fill the pipeline, the others give TPOT."""
+MANY_SPANS = 200_000
+ADAM_WORDS = 7
+"""float32 words that Adam moves a parameter: gradient, weight, moments read; the last three written."""
+
+Sources = Callable[[RankProgram], tuple[Any, Any]]
+"""Gives (ProgramWork, ProgramVerbs) of a program."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One simulated step. `seconds` is its time: TTFT of a prefill, TPOT of a decode, a training step's.
+
+    `whole` is the time of all that was simulated, `steps` how many steps that were; tallies are of all.
+    """
+
+    phase: str
+    seconds: float
+    whole: float
+    steps: int
+    microbatches: int
+    actors: tuple[Actor, ...]
+    tallies: tuple[Tally, ...]
+    timeline: Timeline
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a step is given: sequences in all, new tokens of each, cached tokens of each, micro-batches.
+
+    `lockstep`: a decode step begins when all micro-batches have their tokens, as in `plancc run`.
+    """
+
+    batch: int
+    tokens: int
+    past: int = 0
+    microbatches: int | None = None
+    lockstep: bool = False
+    steps: int = 1
+
+
+class Simulation:
+    """One set of programs on hardware."""
+
+    def __init__(
+        self, programs: ProgramSet, world: World, hardware: Hardware, sources: Sources,
+        *, few: int = FEW, spans: bool = True, resting: Callable[[RankProgram], int] | None = None,
+    ) -> None:  # fmt: skip
+        self.programs, self.world, self.hardware = programs, world, hardware
+        self.few, self.spans = few, spans
+        self.resting = resting or (lambda program: 0)
+        self.sources = {program.name: sources(program) for program in programs.programs}
+        self.training = any(program.sections for program in programs.programs)
+
+    def run(self, inputs: Inputs, title: str = "") -> Outcome:
+        """Simulate; SimulateError where the hardware lacks a constant, or an operator a cost."""
+        count = inputs.microbatches or self.programs.microbatches
+        sizes = micro_batches(inputs.batch, inputs.tokens, inputs.past, count)
+        cast = Cast(self.programs, self.world.grids, sizes[0], self.hardware.node, self.few)
+        rounds = self.rounds(cast, sizes, inputs)
+        resting = [self.resting(program) for program in cast.program_of]
+        engine = Engine(cast.actors, rounds, resting=resting, spans=self.spans)
+        whole = engine.run()
+        ends = [
+            engine.facts.get(("token", step, len(sizes) - 1), 0.0) for step in range(inputs.steps)
+        ]
+        seconds = whole
+        if inputs.steps > 1:
+            first = inputs.steps // 2 - 1
+            seconds = (ends[-1] - ends[first]) / (inputs.steps - 1 - first)
+        spans = tuple(span for process in engine.processes for span in process.spans)
+        memory = {n: tuple(process.memory) for n, process in enumerate(engine.processes)}
+        timeline = Timeline(title, True, tuple(cast.actors), spans, memory)
+        tallies = tuple(process.tally for process in engine.processes)
+        return Outcome(
+            self.programs.phase, seconds, whole, inputs.steps, len(sizes), tuple(cast.actors),
+            tallies, timeline,
+        )  # fmt: skip
+
+    def rounds(self, cast: Cast, sizes: Sequence[Sizes], inputs: Inputs) -> list[Sequence[Slots]]:
+        """The calls of every actor."""
+        tellers = sum(bool(program.outputs) for program in cast.program_of)
+        found: list[Sequence[Slots]] = []
+        for number, program in enumerate(cast.program_of):
+            scripts = {one: self.script(number, cast, one) for one in dict.fromkeys(sizes)}
+            if self.training:
+                found.append(training_rounds(program, self.programs, scripts, sizes))
+            else:
+                found.append(
+                    inference_rounds(
+                        program, scripts, sizes, inputs.steps, tellers, inputs.lockstep
+                    )
+                )
+        return found
+
+    def script(self, number: int, cast: Cast, sizes: Sizes) -> Script:
+        """What an actor does with a micro-batch of these sizes."""
+        program = cast.program_of[number]
+        rank = cast.actors[number].ranks[0]
+        place = Place(rank, self.world.grids, sizes, owned_parts(program))
+        work, verbs = self.sources[program.name]
+        works: Sequence[tuple[Work, ...]] = work.works(place)
+        calls: Sequence[tuple[Verb, ...]] = verbs.verbs(place)
+        script: Mapping[str, tuple[Item, ...]] = Writer(number, cast, self.hardware, place).script(
+            works, calls
+        )
+        if self.training:
+            script = {**script, "optimizer": (self.optimizer(program, place),)}
+        return script
+
+    def optimizer(self, program: RankProgram, place: Place) -> Item:
+        """What Adam does on a rank: bound by the memory that it moves."""
+        words = sum(place.elements(held.layout) for held in program.gradients.values()) * ADAM_WORDS
+        size = words * torch.float32.itemsize
+        work = Work("memory", words, size * 4 // ADAM_WORDS, size * 3 // ADAM_WORDS, "f32")
+        seconds = self.hardware.seconds(place.rank, work) if words else 0.0
+        return Item("work", Label("optimizer", "memory", "", "", words, size), seconds)
