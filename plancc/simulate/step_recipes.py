@@ -17,6 +17,7 @@ from plancc.simulate.recipes import First, Form, Number, Operand, OwnExperts, Re
 from plancc.simulate.recorded_calls import LATER, WEIGHT, Tape
 from plancc.simulate.routing import Routing
 
+CACHE = "plancc.cache_append.default"
 POSITIONED = ("attention", "scaled_dot_product")
 """Operators to which it matters where a range begins."""
 
@@ -61,6 +62,7 @@ class StepRecipes:
         """A call; its results lie in memory as its row says."""
         cost, forms = cost_of(step.target), self.recipes.forms
         assert cost is not None
+        args = step.args[:2] if step.target == CACHE else step.args  # every layer has another slot
         starts = any(word in step.target for word in POSITIONED)
         extra: list[tuple[str, Any]] = []
         own = USER_ROWS.get(step.target.rpartition(".")[0])
@@ -68,7 +70,7 @@ class StepRecipes:
             extra.append(("row", own.notation))
         recipe = Recipe(
             step.target,
-            tuple(self.recipes.argument(arg, starts) for arg in step.args),
+            tuple(self.recipes.argument(arg, starts) for arg in args),
             tuple((k, self.recipes.argument(arg, starts)) for k, arg in step.kwargs.items()
                   if k not in ("home", "target", "parts", "layer")),
             tuple(self.recipes.of(held) for held in step.outs),
