@@ -1,0 +1,162 @@
+"""The search: every setting where there are few, else coordinate descent; and how far it went."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import inf
+
+from plancc.tune.forms import Attempt, Metric, Sets, joint
+from plancc.tune.space import Space
+
+EXHAUSTIVE = 512
+"""No more settings than this are all tried."""
+
+Tries = Callable[[Sequence[Sets]], Iterable[Attempt]]
+"""Tries settings, one after the other as they are asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When to stop: seconds, settings that were simulated (None: no limit); from where on to descend."""
+
+    seconds: float | None = None
+    points: int | None = None
+    exhaustive: int = EXHAUSTIVE
+
+
+class Over(Exception):
+    """A limit was hit: which one, in words."""
+
+
+@dataclass
+class Trail:
+    """What was tried, in order. `stopped` says which limit ended it; "" if none did.
+
+    `complete`: every setting of the space was tried. `descents` counts the starts that were followed to
+    their end.
+    """
+
+    space: Space
+    tried: dict[Sets, Attempt] = field(default_factory=dict)
+    descents: int = 0
+    stopped: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing was left out."""
+        return len(self.tried) == self.space.size
+
+    @property
+    def left_out(self) -> int:
+        """Settings that were not tried."""
+        return self.space.size - len(self.tried)
+
+    @property
+    def simulated(self) -> int:
+        """Settings of which the programs were made."""
+        return sum(bool(a.cells) and a.same_as is None for a in self.tried.values())
+
+    @property
+    def same(self) -> int:
+        """Settings that make the plan of an earlier one."""
+        return sum(a.same_as is not None for a in self.tried.values())
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Code of a diagnostic -> settings that the plan refused with it, the most frequent first."""
+        return dict(Counter(a.code for a in self.tried.values() if a.code).most_common())
+
+    def example(self, code: str) -> Attempt:
+        """The first setting that was refused with a code."""
+        return next(a for a in self.tried.values() if a.code == code)
+
+    def best(self, metric: Metric) -> Attempt | None:
+        """The best setting that fits in all cases; of equals the first that was tried."""
+        found = min(self.tried.values(), key=lambda a: joint(metric, a), default=None)
+        return found if found is not None and joint(metric, found) < inf else None
+
+    def best_at(self, metric: Metric, case: int) -> Attempt | None:
+        """The best setting of one case."""
+        taken = [a for a in self.tried.values() if a.cells]
+        found = min(taken, key=lambda a: metric.of(a.cells[case]), default=None)
+        return found if found is not None and metric.of(found.cells[case]) < inf else None
+
+
+def search(
+    space: Space, tries: Tries, metric: Metric, limits: Limits,
+    clock: Callable[[], float] = time.monotonic,
+) -> Trail:  # fmt: skip
+    """Descend from every start, then try what is left of a small space. The same every time.
+
+    With a limit in seconds, how far it comes depends on the machine; the trail then says so.
+    """
+    walk = Walk(Trail(space), tries, metric, limits, clock)
+    try:
+        for start in space.starts():
+            walk.descend(start)
+            walk.trail.descents += 1
+        if space.size <= limits.exhaustive:
+            walk.ask(list(space.all()))
+    except Over as limit:
+        if not walk.trail.complete:
+            walk.trail.stopped = str(limit)
+    return walk.trail
+
+
+@dataclass
+class Walk:
+    """A search under way."""
+
+    trail: Trail
+    tries: Tries
+    metric: Metric
+    limits: Limits
+    clock: Callable[[], float]
+
+    def __post_init__(self) -> None:
+        """Start the clock."""
+        self.begin = self.clock()
+
+    def ask(self, wanted: Sequence[Sets]) -> None:
+        """Try settings that were not tried; Over once a limit is hit."""
+        new = [one for one in dict.fromkeys(wanted) if one not in self.trail.tried]
+        if not new:
+            return
+        self.check()
+        for attempt in self.tries(new):
+            self.trail.tried[attempt.sets] = attempt
+            if len(self.trail.tried) < self.trail.space.size:
+                self.check()
+
+    def check(self) -> None:
+        """Over if a limit is reached."""
+        seconds, points = self.limits.seconds, self.limits.points
+        if points is not None and self.trail.simulated >= points:
+            raise Over(f"--points {points}")
+        if seconds is not None and self.clock() - self.begin >= seconds:
+            raise Over(f"--limit {seconds:g} s")
+
+    def cost(self, sets: Sets) -> float:
+        """What a setting that was tried costs."""
+        return joint(self.metric, self.trail.tried[sets])
+
+    def descend(self, start: Sets) -> None:
+        """Coordinate descent: the best of each knob in turn until nothing is better, exchanges included."""
+        at = start
+        self.ask([at])
+        while True:
+            last = at
+            for place in range(len(self.trail.space.knobs)):
+                at = self.step(at, list(self.trail.space.lines(at))[place])
+            if at == last:
+                at = self.step(at, self.trail.space.exchanges(at))
+            if at == last:
+                return
+
+    def step(self, at: Sets, others: Sequence[Sets]) -> Sets:
+        """The best of some settings, or `at` if none is better."""
+        self.ask(others)
+        return min((at, *others), key=self.cost)
