@@ -73,7 +73,7 @@ class Bench:
         key = plan_key(resolved)
         earlier = self.plans.get(key)
         if earlier is not None:
-            return replace(earlier, sets=sets, same_as=earlier.sets)
+            return earlier if earlier.sets == sets else replace(earlier, sets=sets, same_as=earlier.sets)
         return Admitted(sets, key, resolved, report)
 
     def measured(self, one: Admitted) -> Attempt:

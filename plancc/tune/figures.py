@@ -51,7 +51,7 @@ class Rates:
 
 def figures_of(named: NamedGraph, plan: ResolvedPlan) -> Figures:
     """The figures of a model; TuneError if it has no attention heads or no FFN that were found."""
-    facts = {name: sizes[0] for name, sizes in model_facts(named).items()}
+    facts = {name: sizes[-1] for name, sizes in model_facts(named).items()}
     missing = [name for name in ("layers", "heads", "head_dim", "hidden", "ffn") if name not in facts]
     if missing:
         raise TuneError(f"the closed form needs the model's {', '.join(missing)}, which it has not")

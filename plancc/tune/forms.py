@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import inf, log
 from typing import Any
@@ -101,6 +101,10 @@ class Attempt:
         return found
 
 
+Cost = Callable[[Attempt], float]
+"""What is made least."""
+
+
 def attempt_of(data: Mapping[str, Any]) -> Attempt:
     """The attempt of `Attempt.json`."""
     cells = [Cell(Row(**c["row"]) if c["row"] else None, c["problem"]) for c in data["cells"]]
@@ -121,12 +125,22 @@ def peak_bytes(row: Row) -> float:
     return max(row.memory_gb.values(), default=0.0) * 1e9
 
 
-def joint(metric: Metric, attempt: Attempt) -> float:
-    """The geometric mean of what all cases cost; infinity unless all fit. Less is better."""
-    costs = [metric.of(cell) for cell in attempt.cells]
-    if not costs or inf in costs:
-        return inf
-    return sum(log(cost) for cost in costs) / len(costs)
+def joint(metric: Metric) -> Cost:
+    """What an attempt costs in all cases: the (log of the) geometric mean; infinity unless all fit."""
+
+    def cost(attempt: Attempt) -> float:
+        """Less is better."""
+        costs = [metric.of(cell) for cell in attempt.cells]
+        if not costs or inf in costs:
+            return inf
+        return sum(map(log, costs)) / len(costs)
+
+    return cost
+
+
+def at_case(metric: Metric, number: int) -> Cost:
+    """What an attempt costs in one case."""
+    return lambda attempt: metric.of(attempt.cells[number]) if attempt.cells else inf
 
 
 def set_words(sets: Sets) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-from plancc.tune.forms import Attempt, Metric, Sets, joint
+from plancc.tune.forms import Attempt, Cost, Sets
 from plancc.tune.space import Space
 
 EXHAUSTIVE = 512
@@ -73,27 +73,21 @@ class Trail:
         """The first setting that was refused with a code."""
         return next(a for a in self.tried.values() if a.code == code)
 
-    def best(self, metric: Metric) -> Attempt | None:
-        """The best setting that fits in all cases; of equals the first that was tried."""
-        found = min(self.tried.values(), key=lambda a: joint(metric, a), default=None)
-        return found if found is not None and joint(metric, found) < inf else None
-
-    def best_at(self, metric: Metric, case: int) -> Attempt | None:
-        """The best setting of one case."""
-        taken = [a for a in self.tried.values() if a.cells]
-        found = min(taken, key=lambda a: metric.of(a.cells[case]), default=None)
-        return found if found is not None and metric.of(found.cells[case]) < inf else None
+    def best(self, cost: Cost) -> Attempt | None:
+        """The setting that costs least; of equals the first that was tried. None if all cost infinity."""
+        found = min(self.tried.values(), key=cost, default=None)
+        return found if found is not None and cost(found) < inf else None
 
 
 def search(
-    space: Space, tries: Tries, metric: Metric, limits: Limits,
+    space: Space, tries: Tries, cost: Cost, limits: Limits,
     clock: Callable[[], float] = time.monotonic,
 ) -> Trail:  # fmt: skip
     """Descend from every start, then try what is left of a small space. The same every time.
 
     With a limit in seconds, how far it comes depends on the machine; the trail then says so.
     """
-    walk = Walk(Trail(space), tries, metric, limits, clock)
+    walk = Walk(Trail(space), tries, cost, limits, clock)
     try:
         for start in space.starts():
             walk.descend(start)
@@ -112,7 +106,7 @@ class Walk:
 
     trail: Trail
     tries: Tries
-    metric: Metric
+    cost: Cost
     limits: Limits
     clock: Callable[[], float]
 
@@ -139,10 +133,6 @@ class Walk:
         if seconds is not None and self.clock() - self.begin >= seconds:
             raise Over(f"--limit {seconds:g} s")
 
-    def cost(self, sets: Sets) -> float:
-        """What a setting that was tried costs."""
-        return joint(self.metric, self.trail.tried[sets])
-
     def descend(self, start: Sets) -> None:
         """Coordinate descent: the best of each knob in turn until nothing is better, exchanges included."""
         at = start
@@ -159,4 +149,4 @@ class Walk:
     def step(self, at: Sets, others: Sequence[Sets]) -> Sets:
         """The best of some settings, or `at` if none is better."""
         self.ask(others)
-        return min((at, *others), key=self.cost)
+        return min((at, *others), key=lambda sets: self.cost(self.trail.tried[sets]))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plancc.simulate.rows import Row
-from plancc.tune.forms import METRICS, Attempt, Cell, Sets, attempt_of, joint
+from plancc.tune.forms import METRICS, Attempt, Cell, Sets, at_case, attempt_of, joint
 from plancc.tune.front import pareto
 from plancc.tune.search import Limits, Trail, search
 from plancc.tune.space import Knob, Space
@@ -65,8 +65,8 @@ def bowl(space: Space, *bottom: int) -> Bowl:
 def test_a_small_space_is_tried_as_a_whole_and_once() -> None:
     space = grid(4, 5)
     costs = bowl(space, 3, 2)
-    trail = search(space, costs, TIME, Limits())
-    best = trail.best(TIME)
+    trail = search(space, costs, joint(TIME), Limits())
+    best = trail.best(joint(TIME))
     assert best is not None and best.sets == (("a", "3"), ("b", "2"))
     assert trail.complete and not trail.stopped and trail.left_out == 0
     assert len(costs.asked) == len(set(costs.asked)) == 20
@@ -75,8 +75,8 @@ def test_a_small_space_is_tried_as_a_whole_and_once() -> None:
 def test_a_large_space_is_descended_and_says_what_was_left_out() -> None:
     space = grid(40, 40)
     costs = bowl(space, 17, 31)
-    trail = search(space, costs, TIME, Limits())
-    best = trail.best(TIME)
+    trail = search(space, costs, joint(TIME), Limits())
+    best = trail.best(joint(TIME))
     assert best is not None and best.sets == (("a", "17"), ("b", "31"))
     assert not trail.complete and not trail.stopped
     assert trail.left_out == 1600 - len(costs.asked) > 0
@@ -87,8 +87,8 @@ def test_exchanges_find_what_no_single_knob_reaches() -> None:
     # Only settings with a * b = 8 are taken, so changing one knob alone is always refused.
     space = Space((Knob("a", ("1", "2", "4", "8"), "1"), Knob("b", ("1", "2", "4", "8"), "8")))
     costs = Bowl({("1", "8"): 9.0, ("2", "4"): 5.0, ("4", "2"): 3.0, ("8", "1"): 7.0})
-    trail = search(space, costs, TIME, Limits(exhaustive=0))
-    best = trail.best(TIME)
+    trail = search(space, costs, joint(TIME), Limits(exhaustive=0))
+    best = trail.best(joint(TIME))
     assert best is not None and best.sets == (("a", "4"), ("b", "2"))
     assert trail.refused == {"P201": len(costs.asked) - 4}
 
@@ -96,25 +96,25 @@ def test_exchanges_find_what_no_single_knob_reaches() -> None:
 def test_the_limit_of_points_counts_what_was_simulated_and_is_said() -> None:
     space = Space((Knob("a", tuple("12345678"), "1"),))
     costs = Bowl({("1",): 3.0, ("4",): 2.0, ("6",): 1.0, ("8",): 9.0})
-    trail = search(space, costs, TIME, Limits(points=2))
+    trail = search(space, costs, joint(TIME), Limits(points=2))
     assert trail.stopped == "--points 2" and trail.simulated == 2
     assert [sets[0][1] for sets in trail.tried] == ["1", "2", "3", "4"] and trail.left_out == 4
-    best = trail.best(TIME)
+    best = trail.best(joint(TIME))
     assert best is not None and best.sets == (("a", "4"),)
-    assert search(space, costs, TIME, Limits(points=4)).stopped == ""  # no limit was in the way
+    assert search(space, costs, joint(TIME), Limits(points=4)).stopped == ""  # no limit was in the way
 
 
 def test_the_limit_of_seconds_ends_the_search_and_is_said() -> None:
     space = grid(9)
     ticks = count()
-    trail = search(space, bowl(space, 9), TIME, Limits(seconds=3.0), clock=lambda: float(next(ticks)))
+    trail = search(space, bowl(space, 9), joint(TIME), Limits(seconds=3.0), clock=lambda: float(next(ticks)))
     assert trail.stopped == "--limit 3 s" and 0 < len(trail.tried) < 9
     assert trail.left_out == 9 - len(trail.tried)
 
 
 def test_nothing_fits() -> None:
-    trail = search(grid(3), Bowl({}), TIME, Limits())
-    assert trail.best(TIME) is None and trail.best_at(TIME, 0) is None
+    trail = search(grid(3), Bowl({}), joint(TIME), Limits())
+    assert trail.best(joint(TIME)) is None and trail.best(at_case(TIME, 0)) is None
     assert trail.refused == {"P201": 3} and trail.example("P201").reason == "needs 3 devices"
 
 
@@ -124,8 +124,8 @@ def test_cases_are_weighed_by_their_geometric_mean() -> None:
     uneven = Attempt((("a", "2"),), (Cell(row(1.0)), Cell(row(3.0))))
     partly = Attempt((("a", "3"),), (Cell(row(0.1)), Cell(row(0.1, fits=False))))
     trail = Trail(grid(3), {a.sets: a for a in (even, uneven, partly)})
-    assert trail.best(TIME) == uneven
-    assert trail.best_at(TIME, 0) == partly and trail.best_at(TIME, 1) == even
+    assert trail.best(joint(TIME)) == uneven
+    assert trail.best(at_case(TIME, 0)) == partly and trail.best(at_case(TIME, 1)) == even
 
 
 def test_metrics() -> None:
@@ -133,7 +133,7 @@ def test_metrics() -> None:
     assert METRICS["tpot"].of(attempt.cells[0]) == 2.0
     assert METRICS["tps"].of(attempt.cells[0]) == pytest.approx(1 / 4.0)  # eight tokens in 2 s
     assert METRICS["memory"].of(attempt.cells[0]) == 3e9
-    assert joint(TIME, Attempt(())) == joint(TIME, Attempt((), (Cell(None, "no"),))) == float("inf")
+    assert joint(TIME)(Attempt(())) == joint(TIME)(Attempt((), (Cell(None, "no"),))) == float("inf")
 
 
 def test_attempts_travel_as_json() -> None:
@@ -173,8 +173,8 @@ def test_an_exhaustive_search_finds_the_least(shape: tuple[int, ...], data: st.D
     values = st.one_of(st.none(), st.floats(0.1, 9.0))
     costs = {tuple(t for _, t in sets): data.draw(values) for sets in space.all()}
     table = Bowl({key: cost for key, cost in costs.items() if cost is not None})
-    trail = search(space, table, TIME, Limits())
-    best = trail.best(TIME)
+    trail = search(space, table, joint(TIME), Limits())
+    best = trail.best(joint(TIME))
     assert trail.complete and sum(trail.refused.values()) == len(costs) - len(table.costs)
     assert (best is None) == (not table.costs)
     if best is not None:
