@@ -58,9 +58,12 @@ class Bench:
         """Try settings as they are asked for."""
         for sets in wanted:
             found = self.admitted(sets)
-            if isinstance(found, Admitted):
-                found = self.plans[found.key] = self.measured(found)
-            yield found
+            yield self.kept(found) if isinstance(found, Admitted) else found
+
+    def kept(self, one: Admitted) -> Attempt:
+        """Measure a plan, and know it from now on."""
+        self.plans[one.key] = self.measured(one)
+        return self.plans[one.key]
 
     def admitted(self, sets: Sets) -> Admitted | Attempt:
         """Read the plan of a setting; the attempt where it is refused or was seen."""

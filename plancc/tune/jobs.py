@@ -21,7 +21,7 @@ import torch
 import plancc
 from plancc.models import load_model
 from plancc.passes.capture import capture
-from plancc.simulate.cluster import read_cluster
+from plancc.simulate.cluster import Cluster, read_cluster
 from plancc.simulate.routing import EVEN, Skewed
 from plancc.tune.bench import Admitted, Bench
 from plancc.tune.forms import Attempt, Case, Sets, TuneError, attempt_of
@@ -48,11 +48,15 @@ class Order:
     lockstep: bool = False
 
 
+def open_cluster(order: Order) -> Cluster:
+    """The cluster with its preset and settings; ClusterError."""
+    cluster = read_cluster(order.cluster, Path(order.plan).parent).preset(order.preset)
+    return cluster.with_(*order.hardware) if order.hardware else cluster
+
+
 def open_bench(order: Order) -> Bench:
     """Capture the model and read the cluster. Raises ModelError, ClusterError."""
-    cluster = read_cluster(order.cluster, Path(order.plan).parent).preset(order.preset)
-    if order.hardware:
-        cluster = cluster.with_(*order.hardware)
+    cluster = open_cluster(order)
     dtype = getattr(torch, order.dtype) if order.dtype else None
     graph = capture(load_model(order.model, dict(order.model_args), dtype).module)
     return Bench(

@@ -74,9 +74,13 @@ class Trail:
         return next(a for a in self.tried.values() if a.code == code)
 
     def best(self, cost: Cost) -> Attempt | None:
-        """The setting that costs least; of equals the first that was tried. None if all cost infinity."""
-        found = min(self.tried.values(), key=cost, default=None)
+        """The setting that costs least; of equals the nearest to the defaults. None if all cost infinity."""
+        found = min(self.nearest(), key=cost, default=None)
         return found if found is not None and cost(found) < inf else None
+
+    def nearest(self) -> list[Attempt]:
+        """All that was tried, those near the plan's defaults first."""
+        return sorted(self.tried.values(), key=lambda a: self.space.distance(a.sets))
 
 
 def search(

@@ -54,6 +54,14 @@ class Space:
         names = [knob.name for knob in self.knobs]
         return list(dict.fromkeys(tuple(zip(names, c, strict=True)) for c in corners))
 
+    def distance(self, sets: Sets) -> tuple[int, int]:
+        """How far a setting is from the defaults: (knobs that differ, by how many values in all)."""
+        steps = [
+            abs(ordered(knob).index(text) - ordered(knob).index(knob.start))
+            for knob, (_, text) in zip(self.knobs, sets, strict=True)
+        ]
+        return sum(map(bool, steps)), sum(steps)
+
     def lines(self, at: Sets) -> Iterator[list[Sets]]:
         """For each knob the settings that differ from `at` in nothing else."""
         for place, knob in enumerate(self.knobs):

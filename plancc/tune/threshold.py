@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from math import exp, inf, log
 
 from plancc.dsl import load_plan
+from plancc.dsl.errors import PlanError
 from plancc.dsl.plan import ResolvedPlan
+from plancc.dsl.variants import UNBOUNDED
 from plancc.simulate.compare import Crossing, crossings
 from plancc.simulate.errors import SimulateError
 from plancc.simulate.rows import Row
@@ -79,13 +81,33 @@ class Threshold:
 def find_thresholds(
     bench: Bench, knob: Knob, phase: str, batches: Sequence[int], low: int, high: int
 ) -> tuple[Threshold, ...]:
-    """The threshold of every batch, for lengths low..high; TuneError where `knob` moves no pool."""
-    sets = ((knob.name, knob.start),)
-    return tuple(
-        Lengths(bench, knob, Case(phase, batch, high), regimes(bench, sets, Case(phase, batch, high)), low)
-        .threshold()
-        for batch in batches
-    )  # fmt: skip
+    """The threshold of every batch, for lengths low..high, or as far as the plan and the model admit them.
+
+    Raises TuneError where the plan admits no lengths from `low` on, or has no pool that can be empty.
+    """
+    found = []
+    for batch in batches:
+        longest = Case(phase, batch, min(high, admitted(bench, knob, batch)))
+        if longest.seq_len <= low:
+            raise TuneError(
+                f"with batch {batch} the plan and the model admit no length beyond {longest.seq_len}"
+            )
+        subjects = regimes(bench, ((knob.name, knob.start),), longest)
+        found.append(Lengths(bench, knob, longest, subjects, low).threshold())
+    return tuple(found)
+
+
+def admitted(bench: Bench, knob: Knob, batch: int) -> int:
+    """The longest sequences of a batch by the plan's ranges and the model's positions."""
+    plan, report = load_plan(bench.plan, {**bench.fixed, knob.name: knob.start})
+    if plan is None:
+        raise PlanError(report.diagnostics)
+    found = [
+        plan.inputs.get("seq_len", (1, UNBOUNDED))[1],
+        plan.inputs.get("tokens", (1, UNBOUNDED))[1] // batch,
+        bench.graph.limits.get("T", UNBOUNDED),
+    ]
+    return min(found)
 
 
 @dataclass
@@ -229,7 +251,7 @@ def mean(times: Sequence[float]) -> float:
     return exp(sum(map(log, times)) / len(times))
 
 
-def threshold_knob(bench: Bench, knobs: Sequence[Knob], phase: str, batch: int) -> Knob:
+def threshold_knob(bench: Bench, knobs: Sequence[Knob], phase: str) -> Knob:
     """The one parameter that moves the lengths from which pools are taken; TuneError for none or several."""
     found = [knob for knob in knobs if len(variants_by(bench, knob, phase)) > 1]
     if len(found) == 1:
