@@ -223,8 +223,8 @@ def search(args: argparse.Namespace, bench: Any, space: Any, order: Any) -> int:
     from plancc.tune.jobs import Helpers
     from plancc.tune.pools import pool_sizes
     from plancc.tune.ratio import find_ratio
-    from plancc.tune.report import ratio_facts, search_facts
-    from plancc.tune.search import Limits, search
+    from plancc.tune.report import picks, ratio_facts, search_facts
+    from plancc.tune.search import Limits, confirm, search
     from plancc.tune.text import ratio_text, search_text
 
     limits = Limits(args.limit, args.points)
@@ -237,6 +237,7 @@ def search(args: argparse.Namespace, bench: Any, space: Any, order: Any) -> int:
             return 0 if all(one["splits"] for one in facts["ratios"]) else 1
         metric = KNOWN[args.metric]
         trail = search(space, tries, joint(metric), limits)
+    confirm(trail, picks(metric), bench.whole)
     pools = []
     for number, case in enumerate(bench.cases):
         best = trail.best(at_case(metric, number))

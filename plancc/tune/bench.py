@@ -12,6 +12,8 @@ from plancc.dsl import Diagnostic, Report, load_plan
 from plancc.dsl.errors import PlanError
 from plancc.dsl.plan import ResolvedPlan
 from plancc.ir.graph import Graph
+from plancc.ir.program import ProgramSet
+from plancc.passes.base import Unit
 from plancc.simulate.cluster import Cluster
 from plancc.simulate.errors import SimulateError
 from plancc.simulate.rows import Row, make_row
@@ -35,8 +37,8 @@ class Admitted:
 class Bench:
     """A plan file and a captured model on a cluster, for some cases.
 
-    `fixed` are the `--set` texts of every setting. All of `phases` are lowered (None: those of inference), so
-    that a setting that is taken here compiles as a whole; the cases say which are simulated.
+    `fixed` are the `--set` texts of every setting. The phases of the cases are lowered and simulated; `phases`
+    are all that must compile for a setting to be of use (None: those of inference), see `whole`.
     """
 
     plan: Path
@@ -52,6 +54,7 @@ class Bench:
         """Nothing is known yet."""
         self.plans: dict[str, Attempt] = {}
         self.cells: dict[tuple[str, Case], Cell] = {}
+        self.keys: dict[int, tuple[ProgramSet, str]] = {}
         self.notes: dict[str, None] = {}
 
     def tries(self, wanted: Sequence[Sets]) -> Iterator[Attempt]:
@@ -90,8 +93,20 @@ class Bench:
         return Attempt(one.sets, cells, meshes=devices_of(one.resolved))
 
     def compiled(self, resolved: ResolvedPlan, report: Report) -> Compiled:
-        """The programs of a plan; PlanError where a pass refuses it."""
-        return compile_graph(resolved, self.graph, report, phases=self.phases)
+        """The programs of the phases of the cases; PlanError where a pass refuses the plan."""
+        phases = tuple(dict.fromkeys(case.phase for case in self.cases))
+        return compile_graph(resolved, self.graph, report, phases=phases)
+
+    def whole(self, sets: Sets) -> Attempt | None:
+        """The attempt of a setting that is refused in another phase than those of the cases; else None."""
+        resolved, report = load_plan(self.plan, {**self.fixed, **dict(sets)})
+        if resolved is None:
+            return refused(sets, report.errors)
+        try:
+            compile_graph(resolved, self.graph, report, phases=self.phases)
+        except PlanError as problem:
+            return refused(sets, problem.diagnostics)
+        return None
 
     def subject(self, compiled: Compiled) -> Subject:
         """Programs on the cluster."""
@@ -101,8 +116,7 @@ class Bench:
         """The row of one case; that of earlier programs where they are the same."""
         try:
             unit = subject.unit(case.phase, case.batch, case.seq_len)
-            assert unit.programs is not None
-            key = program_key(unit.programs, subject.compiled.world, subject.plan), case
+            key = self.key_of(subject, unit), case
             if key not in self.cells:
                 self.cells[key] = Cell(self.row(subject, case))
         except SimulateError as problem:
@@ -110,6 +124,15 @@ class Bench:
         known = self.cells[key].row
         assert known is not None
         return Cell(replace(known, variant=unit.variant.text))
+
+    def key_of(self, subject: Subject, unit: Unit) -> str:
+        """The key of a unit's programs, written once."""
+        programs = unit.programs
+        assert programs is not None
+        if id(programs) not in self.keys:
+            key = program_key(programs, subject.compiled.world, subject.plan)
+            self.keys[id(programs)] = programs, key
+        return self.keys[id(programs)][1]
 
     def row(self, subject: Subject, case: Case) -> Row:
         """Simulate, and keep what the prediction stands on."""

@@ -56,8 +56,9 @@ def pool_hop(
 class Balance:
     """A split of devices in which attention and experts finish together, and the best whole numbers.
 
-    `attention` and `experts` add up to the devices. `whole` is (devices for attention, for experts) that
-    makes the slower of both the fastest, `seconds` what these take (attention, experts), for one layer.
+    `attention` and `experts` add up to the devices, and may be fractions. `whole` is the best of (devices for
+    attention, for experts) where each expert lives on one device: the slower of both is the fastest, then
+    their sum. `seconds` is what these take (attention, experts), for one layer.
     """
 
     attention: float
@@ -115,9 +116,14 @@ def balance(
         given = (figures, rates, phase, batch, seq_len)
         return attention_seconds(*given, attention), expert_seconds(*given, devices - attention)
 
+    def fullest(attention: int) -> tuple[float, float]:
+        """The same, with the experts of the fullest device."""
+        held = -(-figures.experts // (devices - attention))
+        return seconds(attention)[0], seconds(devices - figures.experts / held)[1]
+
     even = bisect(lambda a: seconds(a)[0] - seconds(a)[1], 0.0, float(devices))
-    whole = min(range(1, devices), key=lambda a: max(seconds(a)))
-    return Balance(even, devices - even, (whole, devices - whole), seconds(whole))
+    whole = min(range(1, devices), key=lambda a: (max(fullest(a)), sum(fullest(a))))
+    return Balance(even, devices - even, (whole, devices - whole), fullest(whole))
 
 
 def bisect(falling: Callable[[float], float], low: float, high: float, steps: int = 60) -> float:

@@ -62,12 +62,6 @@ def sizes_of(plan: ResolvedPlan, variant: Variant) -> Sizes:
     )
 
 
-def sizes_text(sizes: Sizes) -> str:
-    """`fa.sp = 8`, or `no pool` where all are empty."""
-    held = [f"{name} = {size}" for name, size in sizes if size]
-    return ", ".join(held) or "no pool"
-
-
 def sizes_at(plan: ResolvedPlan, case: Case) -> Sizes | None:
     """The pool sizes that a plan takes at a case; None where it does not admit it."""
     env = {"batch": case.batch, "seq_len": case.seq_len, "tokens": case.batch * case.seq_len}

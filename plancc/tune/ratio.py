@@ -6,7 +6,7 @@ all that the plan says: how attention is cut, what travels, what overlaps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -16,7 +16,7 @@ from plancc.tune.bench import Bench
 from plancc.tune.closed_forms import Balance, balance
 from plancc.tune.figures import figures_of, rates_of
 from plancc.tune.forms import METRICS, Attempt, Case, TuneError, at_case
-from plancc.tune.search import Limits, Trail, Tries, search
+from plancc.tune.search import Limits, Trail, Tries, confirm, search
 from plancc.tune.space import Space
 
 GROUPS = 2
@@ -61,6 +61,7 @@ def find_ratio(
     found = []
     for number, case in enumerate(bench.cases):
         trail = search(space, tries, at_case(METRICS["time"], number), limits)
+        confirm(trail, lambda t, n=number: best_of(t, n, meshes), bench.whole)  # type: ignore[misc]
         found.append((ratio_of(bench, trail, number, meshes, case), trail))
     return tuple(found)
 
@@ -71,15 +72,28 @@ def ratio_of(bench: Bench, trail: Trail, number: int, meshes: Sequence[str], cas
     if not groups:
         return Ratio(case, 0, (), 0, None)
     most = max(sum(key) for key in groups)
-    splits = []
+    splits = splits_of(groups, number)
+    fewer = sum(len(attempts) for key, attempts in groups.items() if sum(key) < most)
+    closed = closed_form(bench, splits[0].attempt, case, most) if most >= GROUPS else None
+    return Ratio(case, most, splits, fewer, closed)
+
+
+def splits_of(
+    groups: Mapping[tuple[int, int], Sequence[Attempt]], number: int
+) -> tuple[Split, ...]:
+    """The best setting of each ratio of the most devices, the fastest first."""
+    most = max(map(sum, groups), default=0)
+    found = []
     for (attention, experts), attempts in groups.items():
         if attention + experts == most:
-            row, best = min(((fitting(a, number), a) for a in attempts), key=lambda p: p[0].seconds)
-            splits.append(Split(attention, experts, best, row))
-    fewer = sum(len(attempts) for key, attempts in groups.items() if sum(key) < most)
-    splits.sort(key=lambda split: split.row.seconds or inf)
-    closed = closed_form(bench, splits[0].attempt, case, most) if most >= GROUPS else None
-    return Ratio(case, most, tuple(splits), fewer, closed)
+            best = min(attempts, key=lambda attempt: fitting(attempt, number).seconds or inf)
+            found.append(Split(attention, experts, best, fitting(best, number)))
+    return tuple(sorted(found, key=lambda split: split.row.seconds or inf))
+
+
+def best_of(trail: Trail, number: int, meshes: Sequence[str]) -> list[Attempt]:
+    """The setting that is told as the best."""
+    return [split.attempt for split in splits_of(grouped(trail, number, meshes), number)[:1]]
 
 
 def grouped(
@@ -87,7 +101,7 @@ def grouped(
 ) -> dict[tuple[int, int], list[Attempt]]:
     """(devices of attention, of experts) -> what fits there, without repeats."""
     found: dict[tuple[int, int], list[Attempt]] = {}
-    for attempt in trail.tried.values():
+    for attempt in trail.nearest():
         for mesh in meshes if attempt.meshes else ():
             if mesh not in attempt.meshes:
                 known = ", ".join(attempt.meshes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from math import inf
 from typing import Any
@@ -76,29 +76,44 @@ def setting_facts(attempt: Attempt) -> dict[str, Any]:
 def case_facts(bench: Bench, trail: Trail, metric: Metric, number: int) -> dict[str, Any]:
     """The best setting of one case and its front of time against memory."""
     best = trail.best(at_case(metric, number))
-    distinct = [a for a in trail.nearest() if a.cells and a.same_as is None]
-    rows = {id(a): a.cells[number].row for a in distinct if a.cells[number].fits}
-
-    def costs(attempt: Attempt) -> tuple[float, ...]:
-        row = rows[id(attempt)]
-        assert row is not None
-        return row.seconds or inf, peak_bytes(row)
-
-    front = pareto([a for a in distinct if id(a) in rows], costs)
+    distinct = [a for a in trail.tried.values() if a.cells and a.same_as is None]
+    fits = sum(a.cells[number].fits for a in distinct)
     return {
         **asdict(bench.cases[number]),
         "best": None if best is None else with_row(best, number),
-        "front": [with_row(attempt, number) for attempt in front],
+        "front": [with_row(attempt, number) for attempt in front_of(trail, number)],
         "counts": {
-            "fits": len(rows),
-            "does_not_fit": sum(
-                a.cells[number].row is not None and id(a) not in rows for a in distinct
-            ),
+            "fits": fits,
+            "does_not_fit": sum(a.cells[number].row is not None for a in distinct) - fits,
             "not_simulated": dict(
                 Counter(a.cells[number].problem for a in distinct if a.cells[number].problem)
             ),
         },
     }
+
+
+def front_of(trail: Trail, number: int) -> list[Attempt]:
+    """The front of one case."""
+
+    def costs(attempt: Attempt) -> tuple[float, ...]:
+        row = attempt.cells[number].row
+        assert row is not None
+        return row.seconds or inf, peak_bytes(row)
+
+    fitting = [a for a in trail.nearest() if a.cells and a.cells[number].fits]
+    return pareto(fitting, costs)
+
+
+def picks(metric: Metric) -> Callable[[Trail], list[Attempt]]:
+    """All settings of a trail that are told: the best of all cases and of each, and the fronts."""
+
+    def picked(trail: Trail) -> list[Attempt]:
+        """What is told."""
+        cases = range(max((len(a.cells) for a in trail.tried.values()), default=0))
+        bests = [trail.best(joint(metric)), *(trail.best(at_case(metric, n)) for n in cases)]
+        return [a for a in bests if a is not None] + [a for n in cases for a in front_of(trail, n)]
+
+    return picked
 
 
 def with_row(attempt: Attempt, number: int) -> dict[str, Any]:
@@ -167,7 +182,7 @@ def threshold_facts(bench: Bench, found: Iterable[Threshold]) -> dict[str, Any]:
         **head(bench),
         "thresholds": [finite({**asdict(one), "crossovers": [
             {**asdict(c), "sizes": dict(c.sizes)} for c in one.crossovers
-        ]}) for one in found],
+        ], "steps": [{"seq_len": n, "sizes": dict(sizes)} for n, sizes in one.steps]}) for one in found],
         "assumptions": list(bench.notes),
     }  # fmt: skip
 

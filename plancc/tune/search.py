@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 
 from plancc.tune.forms import Attempt, Cost, Sets
@@ -57,7 +57,7 @@ class Trail:
     @property
     def simulated(self) -> int:
         """Settings of which the programs were made."""
-        return sum(bool(a.cells) and a.same_as is None for a in self.tried.values())
+        return sum(bool(a.meshes) and a.same_as is None for a in self.tried.values())
 
     @property
     def same(self) -> int:
@@ -102,6 +102,31 @@ def search(
         if not walk.trail.complete:
             walk.trail.stopped = str(limit)
     return walk.trail
+
+
+def confirm(
+    trail: Trail, picked: Callable[[Trail], Iterable[Attempt]],
+    whole: Callable[[Sets], Attempt | None],
+) -> None:  # fmt: skip
+    """Hold what is picked of a trail against all phases; what one of them refuses counts as refused."""
+    held: set[Sets] = set()
+    while True:
+        new = [one.sets for one in picked(trail) if one.sets not in held]
+        if not new:
+            return
+        for sets in dict.fromkeys(new):
+            held.add(sets)
+            refusal = whole(sets)
+            if refusal is not None:
+                refuse(trail, sets, refusal)
+
+
+def refuse(trail: Trail, sets: Sets, refusal: Attempt) -> None:
+    """Count a setting, and all that make the same plan, as refused."""
+    first = trail.tried[sets].same_as or sets
+    for other, attempt in trail.tried.items():
+        if other == first or attempt.same_as == first:
+            trail.tried[other] = replace(attempt, cells=(), code=refusal.code, reason=refusal.reason)
 
 
 @dataclass

@@ -86,13 +86,12 @@ def pool_lines(pools: Sequence[Facts]) -> list[str]:
     table = []
     fastest = min((p["seconds"] for p in pools if p["fits"]), default=None)
     for one in pools:
-        held = [f"{name} = {size}" for name, size in one["sizes"].items() if size]
         how = "taken" if one["taken"] else ""
         how = how or (words(one["set"]) if one["set"] else "no value of a parameter gives it here")
         time = duration(one["seconds"]) if one["fits"] else "does not fit"
         best = "  fastest" if one["fits"] and one["seconds"] == fastest else ""
         memory = f"{one['memory_gb']:.3g} GB" if one["memory_gb"] is not None else "-"
-        table.append((", ".join(held) or "no pool", time, memory, how + best))
+        table.append((sizes_words(one["sizes"]), time, memory, how + best))
     return ["  sizes of the pools here:", *(f"    {line}" for line in columns(table))]
 
 
@@ -141,9 +140,9 @@ def ratio_lines(one: Facts) -> list[str]:
     if closed is not None:
         attention, experts = closed["seconds"]
         lines.append(
-            f"  closed form: balanced at {closed['attention']:.1f} : {closed['experts']:.1f}, in whole "
-            f"devices {closed['whole'][0]}:{closed['whole'][1]} (a layer: attention "
-            f"{duration(attention)}, experts {duration(experts)})"
+            f"  closed form: balanced at {closed['attention']:.1f} : {closed['experts']:.1f}; with whole devices "
+            f"and experts {closed['whole'][0]}:{closed['whole'][1]} (a layer: attention {duration(attention)}, "
+            f"experts {duration(experts)})"
         )
     lines.append(f"  search: {best['attention']}:{best['experts']} with {words(best['set'])}")
     heading = ("ratio", NAMES[one["phase"]], *HEAD)
@@ -180,7 +179,7 @@ def threshold_text(facts: Facts) -> str:
 def crossover_cells(one: Facts, crossover: Facts) -> tuple[str, ...]:
     """One size of the pool for one batch."""
     batch, closed, found = one["batch"], crossover["closed"], crossover["searched"]
-    pool = ", ".join(f"{name} = {size}" for name, size in crossover["sizes"].items() if size)
+    pool = sizes_words(crossover["sizes"])
     low = one["lengths"][0]
     remarks = ["then slower again"] * crossover["lost"]
     if crossover["holds"] is not None:
@@ -192,6 +191,11 @@ def crossover_cells(one: Facts, crossover: Facts) -> tuple[str, ...]:
         "-" if closed is None else f"{closed / batch:,.0f}",
         length, "-" if not found else f"{found * batch:,.0f}", "; ".join(remarks),
     )  # fmt: skip
+
+
+def sizes_words(sizes: Mapping[str, int]) -> str:
+    """`fa.sp = 8`, or `no pool`."""
+    return ", ".join(f"{name} = {size}" for name, size in sizes.items() if size) or "no pool"
 
 
 def best_lines(one: Facts) -> list[str]:
@@ -207,6 +211,10 @@ def best_lines(one: Facts) -> list[str]:
     span = f"{one['lengths'][0]} to {one['lengths'][-1]}"
     times.append(f"geometric means over the lengths {span}")
     lines = [f"batch {one['batch']}: --set {name}={one['best']}   ({', '.join(times)})"]
+    first, *others = one["steps"]
+    held = [f"{sizes_words(step['sizes'])} when seq_len > {step['seq_len'] - 1}" for step in others]
+    steps = ", then ".join([sizes_words(first["sizes"]), *held])
+    lines.append(f"  the fastest at every length: {steps} ({duration(one['steps_seconds'])})")
     if one["left_out"]:
         out = ", ".join(map(str, one["left_out"]))
         lines.append(f"  nothing fits at {out}: left out of these means")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from math import exp, inf, log
 
 from plancc.dsl import load_plan
 from plancc.dsl.errors import PlanError
 from plancc.dsl.plan import ResolvedPlan
 from plancc.dsl.variants import UNBOUNDED
-from plancc.simulate.compare import Crossing, crossings
+from plancc.simulate.compare import Crossing, crossings, narrowed
 from plancc.simulate.errors import SimulateError
 from plancc.simulate.rows import Row
 from plancc.simulate.step import Outcome
@@ -30,12 +31,13 @@ from plancc.tune.pools import (
     regimes,
     sizes_at,
     sizes_of,
-    sizes_text,
 )
 from plancc.tune.space import Knob
 
 LENGTHS = 13
 """Lengths that are looked at, evenly in log space, before crossings are narrowed down."""
+NEAR = 1.01
+"""Pool sizes that take at most this much longer than the fastest are kept from one length to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ class Threshold:
     """The best value of the parameter for one batch, by the geometric mean of the time over all lengths.
 
     `best` is None where no value fits at every length that some pool size fits at. `seconds` are such means:
-    of the best, of the plan's own value, and of the base alone (infinity where it does not fit).
+    of the best, of the plan's own value, of the base alone (infinity where it does not fit), and of `steps`:
+    (length from which, pool sizes) if the plan took at each length the fastest.
     """
 
     phase: str
@@ -76,6 +79,8 @@ class Threshold:
     own_seconds: float = inf
     base_seconds: float = inf
     left_out: tuple[int, ...] = ()
+    steps: tuple[tuple[int, Sizes], ...] = ()
+    steps_seconds: float = inf
 
 
 def find_thresholds(
@@ -128,7 +133,7 @@ class Lengths:
             raise TuneError("a threshold needs a pool that is empty for some inputs and not for others")
         self.base = empty[0]
         self.named = {
-            sizes: renamed(subject, sizes_text(sizes)) for sizes, subject in self.subjects.items()
+            sizes: renamed(subject, str(sizes)) for sizes, subject in self.subjects.items()
         }
 
     def row_of(
@@ -201,8 +206,33 @@ class Lengths:
             self.longest.phase, self.longest.batch, self.knob.name, crossovers, tuple(lengths), found,
             values[best] if best is not None else inf, self.knob.start, self.mean(self.knob.start, some),
             mean([self.seconds(self.base, n) for n in some]),
-            tuple(n for n in lengths if n not in some),
+            tuple(n for n in lengths if n not in some), self.steps(some),
+            mean([min(self.seconds(s, n) for s in self.subjects) for n in some]),
         )  # fmt: skip
+
+    def fastest(self, seq_len: int, last: Sizes | None = None) -> Sizes:
+        """The fastest pool sizes at a length; `last` if they are as fast within NEAR."""
+        best = min(self.subjects, key=lambda sizes: (self.seconds(sizes, seq_len), sizes))
+        least = self.seconds(best, seq_len)
+        return last if last and self.seconds(last, seq_len) <= least * NEAR else best
+
+    def steps(self, lengths: Sequence[int]) -> tuple[tuple[int, Sizes], ...]:
+        """From which length on which pool sizes are the fastest."""
+        found: list[tuple[int, Sizes]] = []
+        for left, right in pairwise((lengths[0], *lengths) if lengths else ()):
+            last = found[-1][1] if found else None
+            sizes = self.fastest(right, last)
+            if last is None:
+                found.append((right, sizes))
+            elif sizes != last:
+                found.append((self.turn(left, right, last, sizes), sizes))
+        return tuple(found)
+
+    def turn(self, left: int, right: int, last: Sizes, sizes: Sizes) -> int:
+        """The length from which some pool sizes are faster than the last ones."""
+        return narrowed(
+            left, right, lambda n: self.seconds(last, n) <= self.seconds(sizes, n)
+        )
 
     def values(self, turns: set[int], lengths: Sequence[int]) -> list[str]:
         """The values to weigh: those of the parameter, and those by which it turns at one of the lengths."""
