@@ -18,7 +18,9 @@ Pairs = Iterable[tuple[int, int]]
 """(rank, bytes)."""
 
 
-def all_reduce(rank: int, group: Group, elements: int, item: int, nodes: Sequence[int] = ()) -> Verbs:
+def all_reduce(
+    rank: int, group: Group, elements: int, item: int, nodes: Sequence[int] = ()
+) -> Verbs:
     """The sum of `elements` of `item` bytes over a group, node by node where that pays."""
     size = elements * item
     if len(group) == 1:

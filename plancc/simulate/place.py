@@ -13,7 +13,7 @@ import sympy
 from plancc.ir.graph import BATCH, PAST, TOKENS, Size
 from plancc.ir.layout import CutLeaf, Layout, LocalTree, Part, Prod, cuts
 from plancc.ir.mesh import Grid, mesh_of
-from plancc.ir.program import Held, RankProgram, produced
+from plancc.ir.program import Held, RankProgram, Recv, Send, Transfer, produced
 from plancc.runtime.dims import Dim
 from plancc.runtime.owners import Owners, is_owned
 from plancc.runtime.view import View
@@ -81,12 +81,16 @@ class Place:
 
 
 def owned_parts(program: RankProgram) -> tuple[Part, ...]:
-    """The parts of a program along which cached positions have owners."""
-    helds = [*program.inputs, *(held for step in program.instructions for held in produced(step))]
+    """The parts of a program along which cached positions have owners, also where it only sends there."""
+    layouts = [held.layout for held in program.inputs]
+    for step in program.instructions:
+        layouts += [held.layout for held in produced(step)]
+        if isinstance(step, (Send, Recv, Transfer)):
+            layouts += [step.edge.before, step.edge.after]
     found = {
         part: None
-        for held in helds
-        for tree in held.layout.dims
+        for layout in layouts
+        for tree in layout.dims
         for leaf in cuts(tree)
         for part in leaf.parts
         if is_owned(part)

@@ -30,9 +30,7 @@ class RoutedVerbs:
         self._place: Place | None = None
         self._visits: dict[tuple[ExpertLayer, bool], tuple[tuple[Visit, float], ...]] = {}
 
-    def ask(
-        self, step: Send | Recv | Transfer
-    ) -> tuple[Callable[..., Verbs], tuple[object, ...]]:
+    def ask(self, step: Send | Recv | Transfer) -> tuple[Callable[..., Verbs], tuple[object, ...]]:
         """The function of a place that answers for a transfer, and its further arguments."""
         edge = step.edge
         if edge.way == "counts":

@@ -14,12 +14,11 @@ import torch
 
 from plancc.codegen.sections import as_bucket
 from plancc.dsl.errors import Bug
-from plancc.ir.layout import Layout, LocalTree, Move, Part, Stage
+from plancc.ir.layout import Layout, LocalTree, Move, Part
 from plancc.ir.mesh import Grid
 from plancc.ir.program import (
     Bucket,
     Collective,
-    Held,
     Instruction,
     Launch,
     Merge,
@@ -139,9 +138,7 @@ def summed(
     return calls.all_reduce(place.rank, group, sum(counts), item, nodes)
 
 
-def gathered(
-    place: Place, layouts: Sequence[Layout], item: int, parts: tuple[Part, ...]
-) -> Verbs:
+def gathered(place: Place, layouts: Sequence[Layout], item: int, parts: tuple[Part, ...]) -> Verbs:
     """An all_gather of one value or several at once, laid out as given."""
     group = place.view.peers(parts).group
     return calls.all_gather(group, item * sum(place.elements(layout) for layout in layouts))
@@ -152,7 +149,9 @@ def scattered(
 ) -> Verbs:
     """A reduce_scatter of one value or several at once."""
     peers = place.view.peers(parts)
-    rows = [shares(place, move.before, move.dim, move.after.dims[move.dim], peers) for move in moves]
+    rows = [
+        shares(place, move.before, move.dim, move.after.dims[move.dim], peers) for move in moves
+    ]
     counts = [list(column) for column in zip(*rows, strict=True)]
     if wire and len(peers.group) > 1:
         return calls.lossy_scatter(place.rank, peers.group, counts, wire)

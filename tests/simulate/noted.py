@@ -293,9 +293,7 @@ def of_rank(
     return found
 
 
-def routings(
-    programs: ProgramSet, noted: Sequence[Noted], lowered: Lowered
-) -> Sequence[Routing]:
+def routings(programs: ProgramSet, noted: Sequence[Noted], lowered: Lowered) -> Sequence[Routing]:
     """For each micro-batch, the rows that its routers sent."""
     count = len(noted[0].batches)
     tables: list[dict[tuple[str, int, int], int]] = [{} for _ in range(count)]
@@ -320,7 +318,9 @@ def differences(
         have = by_instruction(lowered, noted[rank])
         for at in sorted({*want, *have}):
             if want.get(at, Counter()) != have.get(at, Counter()):
-                text = f"{program.instructions[at]}\npredicted {want.get(at)}\ncounted {have.get(at)}"
+                text = (
+                    f"{program.instructions[at]}\npredicted {want.get(at)}\ncounted {have.get(at)}"
+                )
                 found.append((rank, at, text))
     return found
 
