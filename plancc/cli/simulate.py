@@ -8,6 +8,8 @@ from typing import Any
 
 from plancc.cli.options import add_json, add_plan_options, complain, print_json, user_errors
 
+LENGTH = 1024
+
 
 def numbers(text: str) -> list[int]:
     """`1,16,64` as numbers from 1."""
@@ -34,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="another value of a constant of the cluster: links.network.nics=1 (repeatable)",
     )  # fmt: skip
     parser.add_argument("--batch", type=numbers, default=[1], metavar="B[,B...]")
-    parser.add_argument("--seq-len", type=numbers, default=[1024], metavar="N[,N...]")
+    parser.add_argument(
+        "--seq-len", type=numbers, metavar="N[,N...]",
+        help="lengths (default: 1024, or the longest that plan and model admit)",
+    )  # fmt: skip
     parser.add_argument(
         "--phase", metavar="P[,P...]",
         help="prefill, decode, train or forward (default: train where the plan says so, else the "
@@ -68,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
     """Simulate every plan at every point; 1 for wrong input."""
     from plancc.simulate.errors import SimulateError
 
-    if args.crossover and len(args.plans) != 2:
-        return complain("--crossover compares two plans") and 2
+    if args.crossover and (len(args.plans) != 2 or len(args.seq_len or ()) < 2):
+        return complain("--crossover compares two plans between two or more --seq-len") and 2
     if args.microbatches not in (None, "best") and not args.microbatches.isdigit():
         return complain("--microbatches is a number or `best`") and 2
     if not args.cluster:
@@ -99,7 +104,7 @@ def simulate(args: argparse.Namespace) -> int:
         for subject in subjects
         for phase in phases_of(args, subject)
         for batch in args.batch
-        for seq_len in args.seq_len
+        for seq_len in args.seq_len or [usual_length(subject)]
     ]
     found = []
     if args.crossover:
@@ -130,6 +135,13 @@ def simulate(args: argparse.Namespace) -> int:
     for text in assumptions:
         print(f"note: {text}")
     return 0 if all(row.fits for row in rows) else 1
+
+
+def usual_length(subject: Any) -> int:
+    """1024, or the longest sequence that the plan and the model admit."""
+    longest = min(unit.graph.limits.get("T", LENGTH) for unit in subject.compiled.units)
+    low, high = subject.plan.inputs.get("seq_len", (1, LENGTH))
+    return int(max(low, min(LENGTH, longest, high)))
 
 
 def as_json(crossing: Any) -> dict[str, Any]:
