@@ -105,27 +105,26 @@ def test_what_does_not_fit_has_no_time(tmp_path: Path, capsys: pytest.CaptureFix
 def test_the_length_at_which_a_pool_pays(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A pool with quick links overtakes its base alone as sequences grow; both sides of it are checked."""
-    base = tmp_path / "base.plan"
-    text = (EXAMPLES / "fa_pool.plan").read_text()
-    base.write_text(text.replace("plan fa_pool", "plan base_only"))
+    """Where reading the cache is slow, and messages too, a pool overtakes its base as sequences grow."""
     raw = plain(64)
-    raw["kinds"]["gpu"]["bandwidth"] = const(1e9)  # reading the cache is slow
+    raw["kinds"]["gpu"]["bandwidth"] = const(1e9)
+    raw["links"]["network"]["message_latency"] = const(1e-3)
     cluster = written(tmp_path, raw)
-    pool = tmp_path / "pool.plan"
-    pool.write_text(text.replace("long = 4096 in 4..65536", "long = 4 in 4..65536"))
-    longer = base.read_text().replace("in 1..131072", "in 1..2097152")
-    base.write_text(longer.replace("long = 4096 in", "long = 16384 in"))
-    command = [
-        *words(
-            (), cluster, "--crossover", "--phase", "decode", "--seq-len", "8,250", "--batch", "64"
-        )
-    ]
+    text = (EXAMPLES / "fa_pool.plan").read_text().replace("in 1..131072", "in 1..2097152")
+    base, pool = tmp_path / "base.plan", tmp_path / "pool.plan"
+    base.write_text(text.replace("plan fa_pool", "plan base").replace("= 4096 in", "= 16384 in"))
+    pool.write_text(text.replace("= 4096 in", "= 4 in"))
+    ask = ("--phase", "decode", "--batch", "64", "--model-arg", "max_len=4096")
+    command = words((), cluster, *ask)
     command[1:1] = [str(base), str(pool)]
-    found = document(capsys, *command)
+    found = document(capsys, *command, "--crossover", "--seq-len", "8,4000")
     assert [c["faster"] for c in found["crossings"]] == ["fa_pool"]
     at = found["crossings"][0]
-    assert at["tokens"] == 64 * at["seq_len"] and 8 < at["seq_len"] < 250
+    assert at["tokens"] == 64 * at["seq_len"]
+    around = f"{at['seq_len'] * 9 // 10},{at['seq_len'] * 11 // 10}"
+    rows = document(capsys, *command, "--seq-len", around)["rows"]
+    before, after = ([r["tpot_s"] for r in rows[i::2]] for i in (0, 1))
+    assert before[0] < before[1] and after[0] > after[1]
 
 
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
