@@ -154,7 +154,8 @@ def pool(base: int = 8, extra: int = 32, layers: int = 16, predicted: bool = Tru
             slow = max(slow, end)
             draw.hold(rank, end, (12 if rank < base else 3) * 10**9 + layer * 2**28)
         for rank in range(base, base + extra):
-            draw.put(rank, "all_to_all", "all_to_all", 0.3 * MS, after=slow, whom=f"fa rank {base + extra - 1}",
+            last = f"fa rank {base + extra - 1}"
+            draw.put(rank, "all_to_all", "all_to_all", 0.3 * MS, after=slow, whom=last,
                      path=f"{at}.self_attn", line="fa_pool.plan:38", bytes=2**24)  # fmt: skip
             for other in range(base, base + extra):
                 if other != rank:
