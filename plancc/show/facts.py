@@ -132,16 +132,21 @@ def peaks(timeline: Timeline, budgets: Mapping[str, int] | None = None) -> list[
     return found
 
 
+def mean_by_kind(timeline: Timeline) -> dict[str, float]:
+    """Mean seconds of a rank by kind, as `time_by_kind` counts them."""
+    found: dict[str, float] = {}
+    ranks = sum(len(actor.ranks) for actor in timeline.actors)
+    for actor, spans in zip(timeline.actors, by_actor(timeline), strict=True):
+        for kind, seconds in time_by_kind(spans, timeline.seconds).items():
+            found[kind] = found.get(kind, 0.0) + seconds * len(actor.ranks) / ranks
+    return found
+
+
 def totals(timeline: Timeline) -> dict[str, float]:
     """A timeline in numbers: seconds, a rank's mean seconds by family, bytes sent, FLOPs, peak of memory."""
-    ranks = sum(len(actor.ranks) for actor in timeline.actors)
-    sums = dict.fromkeys((COMPUTE, COMMUNICATION, WAIT, IDLE), 0.0)
-    for actor, spans in zip(timeline.actors, by_actor(timeline), strict=True):
-        for family, seconds in by_family(time_by_kind(spans, timeline.seconds)).items():
-            sums[family] += seconds * len(actor.ranks)
+    means = by_family(mean_by_kind(timeline))
     return {
-        "seconds": timeline.seconds, "ranks": ranks,
-        **{family: seconds / ranks if ranks else 0.0 for family, seconds in sums.items()},
+        "seconds": timeline.seconds, "ranks": sum(len(actor.ranks) for actor in timeline.actors), **means,
         "sent": sum(timeline.traffic.values()),
         "flops": sum(s.flops * len(timeline.actors[s.actor].ranks) for s in timeline.spans),
         "memory": max((peak.bytes for peak in peaks(timeline)), default=0),

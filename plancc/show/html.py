@@ -9,6 +9,9 @@ from itertools import count
 
 from plancc.show.kinds import COMMUNICATION, IDLE, KINDS, WAIT, kind_of
 
+HIGH, LONG = 16, 48
+"""Tables with more rows scroll by themselves; texts with more letters may be broken into lines."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -19,6 +22,7 @@ class Cell:
     html: str = ""
     right: bool = False
     title: str = ""
+    long: bool = False
 
 
 def escape(text: object) -> str:
@@ -46,15 +50,17 @@ def table(
         for at, text in enumerate(head)
     )
     kind = ' class="sortable"' if sortable and len(body) > 1 else ""
+    high = " high" if len(body) > HIGH else ""
     return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(caption)}"><table{kind}>'
+        f'<div class="wide{high}" tabindex="0" role="region" aria-label="{escape(caption)}"><table{kind}>'
         f"<caption>{escape(caption)}</caption><thead><tr>{tops}</tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
 def _cell(cell: Cell, first: bool) -> str:
-    facts = ' class="right"' if cell.right else ""
+    words = ["right"] * cell.right + ["long"] * (cell.long or len(cell.text) > LONG)
+    facts = f' class="{" ".join(words)}"' if words else ""
     if cell.value is not None:
         facts += f' data-value="{cell.value!r}"'
     if cell.title:
@@ -91,8 +97,13 @@ def _rect(left: float, width: float, how: str) -> str:
     return f'<rect x="{left:.3f}%" y="0" width="{width:.3f}%" height="100%" {how}/>'
 
 
+def folded(title: str, text: str, opened: bool) -> str:
+    """A part that can be opened."""
+    return f"<details{' open' if opened else ''}><summary>{escape(title)}</summary>{text}</details>"
+
+
 def swatch(kind: str) -> str:
-    """A small field of a kind's colour and pattern, with its code."""
+    """A small field of a kind's colour and pattern,"""
     found = kind_of(kind)
     rects = _rect(0, 100, f'class="k-{found.name}"')
     if found.family in (COMMUNICATION, WAIT):

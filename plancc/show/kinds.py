@@ -44,7 +44,7 @@ KINDS = {
         Kind("exchange", COMMUNICATION, "exchange", "EX", "#e8719a", "#f592b4", "SendRecv"),
         Kind("message", COMMUNICATION, "message", "MS", "#8a5a3c", "#c08a63", "SendRecv"),
         Kind("barrier", COMMUNICATION, "barrier", "BA", "#6b7280", "#9ca3af", "AllReduce_Sum"),
-        Kind("wait", WAIT, "waiting for another rank", "..", "#c9ced6", "#3c4350"),
+        Kind("wait", WAIT, "waiting for another rank", "", "#c9ced6", "#3c4350"),
     )
 }  # fmt: skip
 UNSEEN = Kind(IDLE, IDLE, "idle", "", "#eef0f3", "#20242c")

@@ -6,7 +6,9 @@ The facts are those of `plancc.explain.explain`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any
@@ -14,13 +16,18 @@ from typing import Any
 from plancc.show.html import Cell, escape, number, table
 from plancc.show.units import bytes_text, share_text
 
-MOST_CELLS = 1024
+MOST_CELLS, TINTS = 1024, 6
 
 
 def layout_text(facts: Mapping[str, Any]) -> str:
     """Meshes as grids of ranks, then what lives on them, phase by phase."""
-    meshes = "".join(mesh_text(mesh) for mesh in facts["meshes"])
-    out = [f"<p>{facts['ranks']} ranks.</p>", f'<div class="meshes">{meshes}</div>']
+    stages = stages_of(facts)
+    meshes = "".join(mesh_text(mesh, stages) for mesh in facts["meshes"])
+    out = [
+        f"<p>{facts['ranks']} ranks.</p>",
+        f'<div class="meshes">{meshes}</div>',
+        stage_keys(stages),
+    ]
     if len(facts["variants"]) > 1:
         rows = [[str(v["index"]), v["guard"], v["phase"] or "all"] for v in facts["variants"]]
         out.append(table("Variants", ["variant", "when", "phase"], rows))
@@ -44,8 +51,40 @@ def layout_text(facts: Mapping[str, Any]) -> str:
     return "\n".join(out)
 
 
-def mesh_text(mesh: Mapping[str, Any]) -> str:
-    """A grid of ranks: the last axis lies, all others stand."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where modules live: a mesh, or the part of it with these coordinates. `mark` stands for it."""
+
+    name: str
+    mesh: str
+    coords: Mapping[str, int]
+    mark: str
+
+
+def stages_of(facts: Mapping[str, Any]) -> list[Place]:
+    """The places of all phases that are part of a mesh; () if nothing is placed on parts."""
+    names = dict.fromkeys(row["on"] for phase in facts["phases"] for row in phase["lives"])
+    found = []
+    for name in names:
+        parts = re.fullmatch(r"([^\[]+)\[(.+)\]", name)
+        if parts is not None:
+            coords = dict(re.findall(r"(\w+)=(\d+)", parts[2]))
+            mark = chr(ord("A") + len(found)) if len(found) < 26 else str(len(found) + 1)
+            found.append(Place(name, parts[1], {k: int(v) for k, v in coords.items()}, mark))
+    return found
+
+
+def stage_keys(stages: Sequence[Place]) -> str:
+    """What the marks in the grids mean."""
+    items = "".join(
+        f'<li><span class="mark s{at % TINTS}">{escape(place.mark)}</span> {escape(place.name)}</li>'
+        for at, place in enumerate(stages)
+    )
+    return f'<ul class="keys">{items}</ul>' if items else ""
+
+
+def mesh_text(mesh: Mapping[str, Any], stages: Sequence[Place]) -> str:
+    """A grid of ranks: the last axis lies, all others stand. Marks tell which part of the plan is there."""
     axes: list[tuple[str, int]] = list(mesh["axes"].items())
     ranks, wide = mesh["ranks"], axes[-1][1] if axes else 1
     standing = axes[:-1]
@@ -61,8 +100,12 @@ def mesh_text(mesh: Mapping[str, Any]) -> str:
             left = prod(size for _, size in standing) - shown
             rows.append(f'<tr><th scope="row">{left} more rows</th></tr>')
             break
-        name = ", ".join(f"{axis} {n}" for (axis, _), n in zip(standing, place, strict=True))
-        cells = "".join(f"<td>{rank}</td>" for rank in ranks[at * wide : (at + 1) * wide])
+        coords = dict(zip((axis for axis, _ in standing), place, strict=True))
+        name = ", ".join(f"{axis} {n}" for axis, n in coords.items())
+        cells = "".join(
+            rank_cell(rank, mesh["name"], coords | ({axes[-1][0]: n} if axes else {}), stages)
+            for n, rank in enumerate(ranks[at * wide : (at + 1) * wide])
+        )
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
     sizes = ", ".join(f"{axis} {size}" for axis, size in axes)
     caption = f"<b>{escape(mesh['name'])}</b> {escape(sizes)}"
@@ -71,6 +114,17 @@ def mesh_text(mesh: Mapping[str, Any]) -> str:
         f"<caption>{caption}</caption><thead><tr><td></td>{tops}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def rank_cell(rank: int, mesh: str, coords: Mapping[str, int], stages: Sequence[Place]) -> str:
+    """A rank with the mark of the first place that it belongs to."""
+    for at, place in enumerate(stages):
+        if place.mesh == mesh and all(coords.get(axis) == n for axis, n in place.coords.items()):
+            return (
+                f'<td class="s{at % TINTS}" title="{escape(place.name)}">{rank}'
+                f"<sub>{escape(place.mark)}</sub></td>"
+            )
+    return f"<td>{rank}</td>"
 
 
 def schedule_text(schedule: Mapping[str, Any]) -> str:
@@ -90,7 +144,7 @@ def schedule_text(schedule: Mapping[str, Any]) -> str:
 def phase_text(phase: Mapping[str, Any]) -> str:
     """Modules, moves and memory of one phase."""
     lives = [
-        [row["on"], row["split"], Cell("", html=modules_text(row["modules"]))]
+        [row["on"], row["split"], Cell("", html=modules_text(row["modules"]), long=True)]
         for row in phase["lives"]
     ]
     given = phase["input"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from plancc.show.files import write_whole
-from plancc.show.html import escape
+from plancc.show.html import PATTERNS, escape
 from plancc.show.kinds import KINDS, UNSEEN
 from plancc.show.pack import data_text, packed
 from plancc.show.sections import sections
@@ -62,7 +62,7 @@ def report_text(report: Report) -> str:
         "title": escape(report.title),
         "policy": f"default-src 'none'; img-src data:; style-src '{digest(style)}'; "
         f"script-src '{digest(script)}'; base-uri 'none'; form-action 'none'",
-        "style": style, "script": script, "links": links,
+        "style": style, "script": script, "links": links, "patterns": PATTERNS,
         "sections": "\n".join(one.text for one in found),
         "data": data_text(packed(report.timelines, report.budgets)),
     }  # fmt: skip

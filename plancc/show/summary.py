@@ -18,7 +18,7 @@ from plancc.show.facts import (
     who_waits,
 )
 from plancc.show.kinds import COMMUNICATION, COMPUTE, IDLE, KINDS, WAIT, kind_of
-from plancc.show.units import bytes_text, seconds_text, share_text
+from plancc.show.units import bytes_text, seconds_text, share_text, time_text
 from plancc.simulate.forms import Actor, Timeline
 
 MARKS = {
@@ -59,7 +59,7 @@ class _Page:
         self.timeline, self.width, self.plain = timeline, width, plain
 
     def time(self, seconds: float) -> str:
-        return seconds_text(seconds, "us" if self.plain else "µs")
+        return seconds_text(seconds) if self.plain else time_text(seconds)
 
     def fit(self, text: str, room: int) -> str:
         """The text, cut to `room` characters; in ASCII what is not becomes `?`."""

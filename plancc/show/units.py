@@ -15,6 +15,11 @@ def seconds_text(seconds: float, micro: str = "us") -> str:
     return "0 s" if not seconds else f"{seconds * 1e9:.2g} ns"
 
 
+def time_text(seconds: float) -> str:
+    """The same with a real micro sign."""
+    return seconds_text(seconds, "µs")
+
+
 def bytes_text(count: float) -> str:
     """`17.7 GB`, `3.20 MB`, `512 B`: three figures, powers of ten."""
     for size, unit in _BYTES:

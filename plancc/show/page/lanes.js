@@ -61,48 +61,70 @@ function matching(timeline, texts, kinds, words) {
   return found;
 }
 
-/** Draw a lane; spans narrower than a pixel are gathered, and the kind that fills most of a pixel wins. */
+/** Gathers spans narrower than a pixel: the kind that fills most of a pixel wins, like pixels are one field. */
+class Crowd {
+  constructor(context, how) {
+    Object.assign(this, { context, how });
+    this.sums = new Float64Array(how.kinds.length);
+    this.column = -1;
+    this.field = null;
+  }
+
+  add(column, kind, share) {
+    if (column !== this.column) this.endColumn();
+    this.column = column;
+    this.sums[kind] += share;
+  }
+
+  endColumn() {
+    if (this.column < 0) return;
+    let kind = 0;
+    let whole = 0;
+    for (let other = 0; other < this.sums.length; other += 1) {
+      whole += this.sums[other];
+      if (this.sums[other] > this.sums[kind]) kind = other;
+    }
+    const level = Math.min(8, Math.max(3, Math.ceil(whole * 8)));
+    const { field, column } = this;
+    if (field && field.kind === kind && field.level === level && field.stop === column) field.stop += 1;
+    else {
+      this.flush();
+      this.field = { kind, level, first: column, stop: column + 1 };
+    }
+    this.sums.fill(0);
+    this.column = -1;
+  }
+
+  flush() {
+    const { field, context, how } = this;
+    if (!field) return;
+    context.globalAlpha = field.level / 8;
+    context.fillStyle = kindColour(how.kinds[field.kind]);
+    context.fillRect(how.left + field.first, how.top, field.stop - field.first, how.height);
+    context.globalAlpha = 1;
+    this.field = null;
+  }
+}
+
+/** Draw the spans of a lane that are in view. */
 function paintLane(context, timeline, lane, how) {
   const { spans } = timeline;
-  const { view, left, width, top, height, kinds, matches } = how;
+  const { view, left, width, matches } = how;
   const scale = width / view.span;
-  const tiny = new Map();
-  let column = -1;
-  const flush = () => {
-    if (column < 0) return;
-    let best = -1;
-    let most = 0;
-    let whole = 0;
-    for (const [kind, size] of tiny) {
-      whole += size;
-      if (size > most) [best, most] = [kind, size];
-    }
-    if (best >= 0) {
-      context.globalAlpha = Math.min(1, Math.max(0.35, whole));
-      context.fillStyle = kindColour(kinds[best]);
-      context.fillRect(left + column, top, 1, height);
-      context.globalAlpha = 1;
-    }
-    tiny.clear();
-    column = -1;
-  };
+  const crowd = new Crowd(context, how);
   for (let at = firstAfter(spans, lane, view.from); at < lane.stop && spans.begin[at] < view.to; at += 1) {
     const x0 = Math.max(0, (spans.begin[at] - view.from) * scale);
     const x1 = Math.min(width, (spans.end[at] - view.from) * scale);
-    if (matches && !matches[at] && x1 - x0 < 1.2) continue;
-    if (x1 - x0 < 1.2) {
-      const here = Math.min(Math.floor(x0), width - 1);
-      if (here !== column) {
-        flush();
-        column = here;
-      }
-      tiny.set(spans.kind[at], (tiny.get(spans.kind[at]) || 0) + Math.max(x1 - x0, 0.05));
-      continue;
+    if (x1 - x0 >= 1.2) {
+      crowd.endColumn();
+      crowd.flush();
+      paintSpan(context, timeline, at, { ...how, x: left + x0, wide: x1 - x0 });
+    } else if (!matches || matches[at]) {
+      crowd.add(Math.min(Math.floor(x0), width - 1), spans.kind[at], Math.max(x1 - x0, 0.05));
     }
-    flush();
-    paintSpan(context, timeline, at, { ...how, x: left + x0, wide: x1 - x0 });
   }
-  flush();
+  crowd.endColumn();
+  crowd.flush();
 }
 
 function paintSpan(context, timeline, at, how) {
@@ -122,21 +144,23 @@ function paintSpan(context, timeline, at, how) {
   context.globalAlpha = 1;
 }
 
-/** What is written on a span where there is room: its module's last two names, else its own name. */
+/** What is written on a span where there is room: the end of its module's path, else its own name. */
 function spanLabel(timeline, at, kind, texts) {
   const { spans } = timeline;
   if (kind.family === "wait") return texts[spans.name[at]];
   const path = texts[spans.path[at]];
-  return path ? path.split(".").slice(-2).join(".") : texts[spans.name[at]];
+  if (!path) return texts[spans.name[at]];
+  const parts = path.split(".");
+  return parts.slice(/^\d+$/.test(parts.at(-2)) ? -3 : -2).join(".");
 }
 
 function writeOn(context, kind, label, how, colour) {
   const { x, wide, top, height } = how;
   const size = height >= 16 ? 11 : 9;
   const letter = size * 0.62;
-  const long = `${kind.code} ${label}`;
+  const long = `${kind.code} ${label}`.trim();
   const text = wide - 8 > long.length * letter ? long : wide - 6 > kind.code.length * letter ? kind.code : "";
-  if (!text || kind.family === "wait" && text === kind.code) return;
+  if (!text) return;
   context.font = `${size}px system-ui, sans-serif`;
   const room = context.measureText(text).width;
   if (room > wide - 5) return;

@@ -18,7 +18,7 @@ function start() {
   const view = new View(1);
   const tip = new Tip();
   const charts = makeCharts(view, tip, data);
-  const show = (number) => charts.forEach((chart) => chart.show(groups[number].timelines));
+  const show = (number) => charts.forEach((chart) => chart.show(groups[number].timelines, groups.length > 1 ? groups[number].title : ""));
   const [timeline] = charts;
   const place = document.getElementById("timeline-view");
   if (place) place.replaceChildren(...timelineTools(timeline, view, groups, show), timeline.node, help());

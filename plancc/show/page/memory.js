@@ -18,7 +18,8 @@ class MemoryChart {
     });
   }
 
-  show(timelines) {
+  show(timelines, title) {
+    this.title = title;
     this.lines = timelines.flatMap((timeline) =>
       Object.entries(timeline.memory).map(([number, [times, sizes]]) => ({
         timeline, times, sizes, actor: timeline.actors[number], end: timeline.seconds * 1e9,
@@ -129,6 +130,9 @@ class MemoryChart {
       x += 44 + context.measureText(text).width;
     }
     if (this.several) context.fillText("(dashed: measured)", x, 11);
+    context.textAlign = "right";
+    context.fillText(this.title, this.width - 10, 11);
+    context.textAlign = "left";
   }
 
   hoverAt(event) {

@@ -80,7 +80,8 @@ class Overview {
     this.timelines.forEach((timeline, row) => {
       const bottom = (row + 1) * this.rowHeight + 1;
       context.fillStyle = colours.dim;
-      context.fillText(left > 110 ? "share of ranks" : "ranks", 10, bottom - this.rowHeight / 2);
+      const name = this.timelines.length > 1 ? (timeline.predicted ? "predicted" : "measured") : "ranks";
+      context.fillText(name, 10, bottom - this.rowHeight / 2);
       this.area(context, this.bins.rows[row], left, bottom, this.rowHeight - 3);
     });
     this.frame(context, colours, left, room, height);

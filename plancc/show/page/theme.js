@@ -3,14 +3,16 @@
 const THEMES = ["auto", "light", "dark"];
 const themeListeners = [];
 let chosenTheme = "auto";
+let darkNow = false;
 
+/** Whether the page is dark at the moment. */
 function isDark() {
-  if (chosenTheme !== "auto") return chosenTheme === "dark";
-  return matchMedia("(prefers-color-scheme: dark)").matches;
+  return darkNow;
 }
 
 function setTheme(name) {
   chosenTheme = name;
+  darkNow = name === "dark" || name === "auto" && matchMedia("(prefers-color-scheme: dark)").matches;
   if (name === "auto") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = name;
   const button = document.getElementById("theme");

@@ -28,7 +28,7 @@ class TimelineChart {
     this.node = make("div", {}, make("div", { class: "stage" }, this.overview.canvas, this.axis, this.scroller), this.picked.node);
     this.draw = oncePerFrame(() => this.drawNow());
     view.listeners.push(this.draw);
-    this.scroller.addEventListener("scroll", this.draw);
+    this.scroller.addEventListener("scroll", this.draw, { passive: true });
     this.scroller.addEventListener("keydown", (event) => this.press(event));
     listenToPointer(this);
   }
@@ -121,8 +121,6 @@ class TimelineChart {
         this.drawHeading(context, colours, row, top);
       } else this.drawRow(context, colours, row, top, odd);
     }
-    context.fillStyle = colours.line;
-    context.fillRect(this.left - 1, 0, 1, height);
   }
 
   drawHeading(context, colours, row, top) {
@@ -142,6 +140,8 @@ class TimelineChart {
       context.fillRect(0, top, this.width, row.height);
       context.globalAlpha = 1;
     }
+    context.fillStyle = colours.line;
+    context.fillRect(this.left - 1, top, 1, row.height);
     const how = { view: this.view, left: this.left, width: this.width - this.left, kinds: this.kinds, texts: this.texts, matches: this.matches.get(row.timeline) };
     const pad = this.size.gap / 2;
     for (const part of row.parts) {

@@ -1,9 +1,20 @@
 // Who sends how much to whom: a matrix of ranks, or of meshes, with numbers where cells have room.
 
 const RAMP = {
-  light: ["#eef3fb", "#c7dbf7", "#8fb8ee", "#4f8ee0", "#2463c0", "#123f86"],
-  dark: ["#1a2230", "#1d3557", "#235189", "#3475c4", "#62a0ea", "#b3d4ff"],
+  light: ["#d3e3fa", "#8fb8ee", "#3f7fd8", "#123f86"],
+  dark: ["#1c3d68", "#2a65ad", "#5f9ee8", "#c4deff"],
 };
+
+/** The colour at a share of a ramp. */
+function between(ramp, share) {
+  const at = Math.min(1, Math.max(0, share)) * (ramp.length - 1);
+  const low = Math.min(ramp.length - 2, Math.floor(at));
+  const mixed = [1, 3, 5].map((digit) => {
+    const [a, b] = [ramp[low], ramp[low + 1]].map((colour) => parseInt(colour.slice(digit, digit + 2), 16));
+    return Math.round(a + (b - a) * (at - low)).toString(16).padStart(2, "0");
+  });
+  return `#${mixed.join("")}`;
+}
 
 class TrafficChart {
   constructor(tip) {
@@ -22,7 +33,8 @@ class TrafficChart {
     this.draw = oncePerFrame(() => this.drawNow());
   }
 
-  show(timelines) {
+  show(timelines, title) {
+    this.title = title ? `${title}: ` : "";
     this.timelines = timelines.filter((timeline) => timeline.traffic.length);
     this.node.hidden = !this.timelines.length;
     if (this.node.hidden) return;
@@ -55,7 +67,7 @@ class TrafficChart {
     this.least = this.cells.reduce((a, b) => (b ? Math.min(a, b) : a), Infinity);
     this.spot = null;
     this.canvas.setAttribute("aria-label", `Bytes from ${this.by.value} (rows) to ${this.by.value} (columns), at most ${bytesText(this.most)}; arrow keys read cells`);
-    this.note.textContent = `rows send, columns receive; at most ${bytesText(this.most)}`;
+    this.note.textContent = `${this.title}rows send, columns receive; at most ${bytesText(this.most)}`;
     this.draw();
   }
 
@@ -64,8 +76,7 @@ class TrafficChart {
     const ramp = RAMP[isDark() ? "dark" : "light"];
     if (!size) return null;
     const wide = Math.log(this.most / this.least);
-    const share = wide < 0.02 ? 0.6 : 0.12 + (0.88 * Math.log(size / this.least)) / wide;
-    return ramp[Math.min(ramp.length - 1, Math.floor(share * ramp.length))];
+    return between(ramp, wide < 0.02 ? 0.5 : Math.log(size / this.least) / wide);
   }
 
   drawNow() {
@@ -74,7 +85,8 @@ class TrafficChart {
     const longest = Math.max(...this.names.map((name) => name.length));
     this.left = Math.max(34, longest * 7 + 20);
     this.head = 40;
-    const room = Math.min(this.node.clientWidth - this.left - 10, 940);
+    const whole = document.getElementById("traffic").clientWidth;
+    const room = Math.min(whole > 1000 ? whole - 480 - this.left : whole - this.left - 50, 940);
     this.cell = Math.max(11, Math.min(count <= 4 ? 84 : 56, Math.floor(room / count)));
     const height = this.head + this.cell * count + 6;
     const width = this.left + this.cell * count + 6;
@@ -116,20 +128,24 @@ class TrafficChart {
       context.lineTo(x + this.cell - 3, y + this.cell - 3);
       context.stroke();
     }
-    if (fill && this.cell >= 30) {
-      context.fillStyle = inkOn(fill);
-      context.font = `${this.cell >= 44 ? 11 : 10}px system-ui, sans-serif`;
-      context.textAlign = "center";
-      context.textBaseline = "middle";
-      context.fillText(this.cell >= 64 ? bytesText(this.cells[at]) : shortBytes(this.cells[at]), x + this.cell / 2, y + this.cell / 2);
-      context.textAlign = "left";
-    }
+    if (fill && this.cell >= 20) this.writeSize(context, fill, this.cells[at], x, y);
     if (this.spot === at) {
       context.strokeStyle = colours.text;
       context.lineWidth = 2;
       context.strokeRect(x + 1, y + 1, this.cell - 2, this.cell - 2);
       context.lineWidth = 1;
     }
+  }
+
+  writeSize(context, fill, size, x, y) {
+    context.font = `${this.cell >= 44 ? 11 : this.cell >= 28 ? 10 : 8.5}px system-ui, sans-serif`;
+    const text = this.cell >= 64 ? bytesText(size) : shortBytes(size);
+    if (context.measureText(text).width > this.cell - 3) return;
+    context.fillStyle = inkOn(fill);
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    context.fillText(text, x + this.cell / 2, y + this.cell / 2);
+    context.textAlign = "left";
   }
 
   /** Lines between meshes, and their names above. */
