@@ -8,9 +8,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
+class WriteError(Exception):
+    """A file that was asked for cannot be written; the message says which and why."""
+
+
 def write_whole(path: str | Path, parts: Iterable[str]) -> None:
-    """Write text aside, then rename it to `path`; folders are made. OSError if that cannot be."""
+    """Write text aside, then rename it to `path`; folders are made. WriteError if that cannot be."""
     path = Path(path)
+    try:
+        _write(path, parts)
+    except OSError as problem:
+        raise WriteError(f"cannot write {path}: {problem.strerror or problem}") from problem
+
+
+def _write(path: Path, parts: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     number, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:

@@ -34,9 +34,12 @@ def layout_text(facts: Mapping[str, Any]) -> str:
     if facts.get("schedule"):
         out.append(schedule_text(facts["schedule"]))
     seen: dict[str, str] = {}
+    lives: dict[str, str] = {}
     for phase in facts["phases"]:
         title = f"{phase['phase']}, variant {phase['variant']}"
-        body = phase_text(phase)
+        key = json.dumps(phase["lives"])
+        body = phase_text(phase, lives.get(key, ""))
+        lives.setdefault(key, title)
         key = json.dumps(
             {k: v for k, v in phase.items() if k not in ("phase", "variant")}, default=str
         )
@@ -141,8 +144,8 @@ def schedule_text(schedule: Mapping[str, Any]) -> str:
     )
 
 
-def phase_text(phase: Mapping[str, Any]) -> str:
-    """Modules, moves and memory of one phase."""
+def phase_text(phase: Mapping[str, Any], same: str) -> str:
+    """Modules, moves and memory of one phase; `same` is an earlier one with modules in the same places."""
     lives = [
         [row["on"], row["split"], Cell("", html=modules_text(row["modules"]), long=True)]
         for row in phase["lives"]
@@ -167,7 +170,8 @@ def phase_text(phase: Mapping[str, Any]) -> str:
     sizes = f"batch {given['batch']}, seq_len {given['seq_len']}"
     return "".join(
         [
-            table("Where modules live", ["on", "split", "modules"], lives),
+            f"<p>Modules live as in {escape(same)}.</p>" if same
+            else table("Where modules live", ["on", "split", "modules"], lives),
             table(f"Moves of one step ({sizes})", ["module", "move", "over", "times", "each"], moves)
             if moves else "",
             table("Memory of the fullest rank", ["class", "ranks", *keys], memory) if memory else "",

@@ -47,7 +47,7 @@ class Report:
 
 
 def write_report(path: str | Path, report: Report) -> None:
-    """Write the page; it appears whole or not at all. OSError if it cannot be written."""
+    """Write the page; it appears whole or not at all. WriteError if it cannot be written."""
     write_whole(path, [report_text(report)])
 
 

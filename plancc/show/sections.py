@@ -40,9 +40,9 @@ def sections(report: Report) -> list[Section]:
         ("time", "Time by rank", time_by_rank_text(steps)),
         ("memory", "Memory", memory_text(steps, report.budgets)),
         ("traffic", "Traffic", traffic_text(steps)),
-        ("layout", "Layout", layout_text(report.layout) if report.layout else ""),
         ("results", "Results", results_text(report.rows)),
         ("verification", "Verification", verification_text(report.verification)),
+        ("layout", "Layout", layout_text(report.layout) if report.layout else ""),
         ("assumptions", "Assumptions", assumptions_text(report.assumptions)),
     ]
     return [

@@ -108,13 +108,14 @@ def figures_table(found: Sequence[tuple[Timeline, Sums]]) -> str:
     rows: list[list[Cell | str]] = []
     for timeline, sums in found:
         peak = bytes_text(sums["memory"]) if sums["memory"] else "–"
+        flops = count_text(sums["flops"]) if sums["flops"] else "–"
         rows.append(
             [
                 timeline.title, how(timeline), number(time_text(sums["seconds"]), sums["seconds"]),
                 number(f"{sums['ranks']:.0f}", sums["ranks"]),
                 *(number(time_text(sums[family]), sums[family]) for family in FAMILIES),
                 number(bytes_text(sums["sent"]), sums["sent"]),
-                number(count_text(sums["flops"]), sums["flops"]), number(peak, sums["memory"]),
+                number(flops, sums["flops"]), number(peak, sums["memory"]),
             ]
         )  # fmt: skip
     return table("Steps in numbers: times are means over the ranks", head, rows)
