@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ PLANS: dict[str, tuple[str, dict[str, str], tuple[str, dict[str, str]], tuple[st
 EVERY = [(name, phase) for name, row in PLANS.items() for phase in row[3]]
 
 
-@lru_cache(maxsize=None)
+@cache
 def subject(name: str, *hardware: str) -> Subject:
     """One of PLANS on forty A100, with some constants changed."""
     from plancc.simulate.cluster import read_cluster
@@ -68,7 +69,7 @@ def test_time_is_conserved_on_every_rank(name: str, phase: str) -> None:
         assert tally.busy + tally.exposed + waiting == pytest.approx(end, rel=1e-9)
         assert end <= outcome.whole * (1 + 1e-9)
         edges = sorted((s.begin, s.end) for s in spans)
-        assert all(a[1] <= b[0] + 1e-12 for a, b in zip(edges, edges[1:], strict=False))
+        assert all(a[1] <= b[0] + 1e-12 for a, b in pairwise(edges))
 
 
 @pytest.mark.parametrize(("name", "phase"), EVERY)

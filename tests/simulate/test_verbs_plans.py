@@ -61,7 +61,9 @@ def test_ma_separation() -> None:
         check_inference(lowered, unit)
 
 
-@pytest.mark.parametrize(("batch", "tokens", "new"), [(3, 3, 3), (1, 15, 3), (2, 64, 2), (2, 3, 20)])
+@pytest.mark.parametrize(
+    ("batch", "tokens", "new"), [(3, 3, 3), (1, 15, 3), (2, 64, 2), (2, 3, 20)]
+)
 def test_the_fa_pool_example(batch: int, tokens: int, new: int) -> None:
     """Across the thresholds of the pool: caches move, merges over 8 to 32 ranks."""
     graph = pool_model("llama8")
@@ -84,5 +86,3 @@ def test_a_generation_that_crosses_variants(plan: str) -> None:
     lowered = lower(written(SWITCHES[plan], "dense"), graph)
     found = check_inference(lowered, None, generation(graph, 3, 7, 15))
     assert moved_caches(found)
-
-

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
-
 import pytest
-from lowered import Lowered, captured, lower
+from lowered import captured, lower
 from moe_cases import LAYOUTS, RATIOS, STATE
 from moe_plans import Plan, graph_of
 from noted import check_inference, check_training
-
-from plancc.ir.program import Recv, Send, Transfer
-from plancc.simulate.forms import Verb
-from plancc.simulate.place import Place, Sizes
-from plancc.simulate.routing import Observed, Routing
-from plancc.simulate.verbs import ProgramVerbs
 
 ALL = RATIOS | LAYOUTS | STATE
 INFERRED = ("3+2 in turns", "uneven experts", "one mesh", "same devices", "experts x ffn",
