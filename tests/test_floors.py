@@ -19,6 +19,7 @@ FLOORS = {
     "plancc/balance": ("balance",),
     "runtime": ("dsl", "ir", "ops", "balance", "runtime"),
     "plancc/verify": ("dsl", "ir", "ops", "passes", "codegen", "runtime", "verify", "compiler", "models"),
+    "plancc/tune": ("dsl", "ir", "passes", "codegen", "simulate", "compiler", "models", "tune"),
 }  # fmt: skip
 HEAVY = ("torch", "networkx", "numpy", "transformers", "sympy")
 

@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ratio", metavar="A:F", help="the best ratio of devices of the mesh A (attention) to the mesh F "
         "(experts), for each case: closed form and search",
     )  # fmt: skip
-    parser.add_argument("--limit", type=positive, metavar="SECONDS", help="stop searching after this")
+    parser.add_argument(
+        "--limit", type=positive, metavar="SECONDS", help="stop searching after this"
+    )
     parser.add_argument(
         "--points", type=count, metavar="N", help="stop after N settings that were simulated"
     )
@@ -83,7 +85,9 @@ def run(args: argparse.Namespace) -> int:
     if wrong:
         return complain(wrong) and 2
     if not args.cluster:
-        return complain("--cluster says which hardware to predict: a file, or a name such as dgx_a100_16")
+        return complain(
+            "--cluster says which hardware to predict: a file, or a name such as dgx_a100_16"
+        )
     if not Path(args.plan).is_file():
         return complain(f"{args.plan} does not exist")
     try:
@@ -154,7 +158,9 @@ def check_something(args: argparse.Namespace, space: Any) -> None:
         return
     fixed = ", ".join(f"`{name}`" for name, _ in args.sets)
     if space.skipped:
-        told = f"`{space.skipped[0]}` has no domain: --search {space.skipped[0]}=V,V names its values"
+        told = (
+            f"`{space.skipped[0]}` has no domain: --search {space.skipped[0]}=V,V names its values"
+        )
     elif fixed:
         told = f"--set fixes {fixed}"
     else:
@@ -208,7 +214,9 @@ def default_phases(args: argparse.Namespace, known: tuple[str, ...]) -> list[str
         return list(known)
     plan, _ = load_plan(args.plan, dict(args.sets))
     if plan is None:
-        raise TuneError(f"{args.plan} is refused with its defaults, so its mode is not known: say --phase")
+        raise TuneError(
+            f"{args.plan} is refused with its defaults, so its mode is not known: say --phase"
+        )
     if "train" in (plan.facts.get("mode"), *known[:1]):
         return ["train"]
     return ["prefill", "decode"] if args.ratio else ["decode"]

@@ -1,4 +1,4 @@
-"""Try settings of a plan: the model captured once, each distinct plan lowered once, each program costed once."""
+"""Try settings of a plan: the model captured once, distinct plans lowered and programs simulated once."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from plancc.ir.program import ProgramSet
 from plancc.passes.base import Unit
 from plancc.simulate.cluster import Cluster
 from plancc.simulate.errors import SimulateError
-from plancc.simulate.rows import Row, make_row
 from plancc.simulate.routing import EVEN, Routing
+from plancc.simulate.rows import Row, make_row
 from plancc.simulate.subject import Subject
 from plancc.tune.distinct import plan_key, program_key
 from plancc.tune.forms import DEVICES, Attempt, Case, Cell, Sets
@@ -37,8 +37,8 @@ class Admitted:
 class Bench:
     """A plan file and a captured model on a cluster, for some cases.
 
-    `fixed` are the `--set` texts of every setting. The phases of the cases are lowered and simulated; `phases`
-    are all that must compile for a setting to be of use (None: those of inference), see `whole`.
+    `fixed` are the `--set` texts of every setting. The phases of the cases are lowered and simulated;
+    `phases` are all that must compile for a setting to be of use (None: those of inference), see `whole`.
     """
 
     plan: Path
@@ -79,7 +79,11 @@ class Bench:
         key = plan_key(resolved)
         earlier = self.plans.get(key)
         if earlier is not None:
-            return earlier if earlier.sets == sets else replace(earlier, sets=sets, same_as=earlier.sets)
+            return (
+                earlier
+                if earlier.sets == sets
+                else replace(earlier, sets=sets, same_as=earlier.sets)
+            )
         return Admitted(sets, key, resolved, report)
 
     def measured(self, one: Admitted) -> Attempt:

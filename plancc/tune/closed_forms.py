@@ -135,4 +135,3 @@ def bisect(falling: Callable[[float], float], low: float, high: float, steps: in
         else:
             high = middle
     return (low + high) / 2
-

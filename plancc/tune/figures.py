@@ -41,7 +41,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What a device reaches: FLOP/s of matrix products and of attention, bytes/s of reading weights and keys."""
+    """What a device reaches: FLOP/s of products and of attention, bytes/s of reading weights and keys."""
 
     matmul: float
     attention: float
@@ -52,7 +52,9 @@ class Rates:
 def figures_of(named: NamedGraph, plan: ResolvedPlan) -> Figures:
     """The figures of a model; TuneError if it has no attention heads or no FFN that were found."""
     facts = {name: sizes[-1] for name, sizes in model_facts(named).items()}
-    missing = [name for name in ("layers", "heads", "head_dim", "hidden", "ffn") if name not in facts]
+    missing = [
+        name for name in ("layers", "heads", "head_dim", "hidden", "ffn") if name not in facts
+    ]
     if missing:
         raise TuneError(f"the closed form needs the model's {', '.join(missing)}, which it has not")
     inner, heads = leaves_of(named, "ffn"), leaves_of(named, "heads", "kv_heads")
@@ -99,5 +101,3 @@ def rates_of(hardware: Hardware, dtype: str) -> Rates:
         for kind in kinds
     ]
     return Rates(*(min(column) for column in zip(*found, strict=True)))
-
-

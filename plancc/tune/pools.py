@@ -111,9 +111,7 @@ def swapped(
         replace(s, value=size) if s.name == axis.name and s.value == given[near] else s
         for s in mesh.settings
     )
-    changed = replace(
-        plan, meshes={**plan.meshes, mesh.name: replace(mesh, settings=settings)}
-    )
+    changed = replace(plan, meshes={**plan.meshes, mesh.name: replace(mesh, settings=settings)})
     try:
         compiled = bench.compiled(changed, Report())
     except PlanError:
@@ -122,9 +120,7 @@ def swapped(
     found[key] = OneVariant(compiled, bench.cluster, bench.routing, index=found[near].index)
 
 
-def pool_sizes(
-    bench: Bench, sets: Sets, case: Case, knobs: Sequence[Knob]
-) -> tuple[PoolSize, ...]:
+def pool_sizes(bench: Bench, sets: Sets, case: Case, knobs: Sequence[Knob]) -> tuple[PoolSize, ...]:
     """What every pool size gives at one case under a setting; () for a plan without pools."""
     resolved, _ = load_plan(bench.plan, {**bench.fixed, **dict(sets)})
     if resolved is None or not any(pool_axes(resolved)):

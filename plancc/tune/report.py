@@ -26,7 +26,7 @@ KEYS = {
     "cases.best": "the best setting of the case, or null: set, row (as `simulate --json` has it)",
     "cases.front": "settings that no other beats in both time and memory, fastest first",
     "cases.counts": "settings of distinct plans: fits, does_not_fit, not_simulated (reason -> how many)",
-    "cases.pools": "each size of the pools at this case: sizes, fits, seconds, memory_gb, taken, set (or null)",
+    "cases.pools": "each size of the pools here: sizes, fits, seconds, memory_gb, taken, set (or null)",
     "searched": "how far the search went, see below",
     "searched.values": "parameter -> the values that were looked at",
     "searched.values_left_out": "parameter -> how many values of its domain were not among them",

@@ -126,7 +126,9 @@ def refuse(trail: Trail, sets: Sets, refusal: Attempt) -> None:
     first = trail.tried[sets].same_as or sets
     for other, attempt in trail.tried.items():
         if other == first or attempt.same_as == first:
-            trail.tried[other] = replace(attempt, cells=(), code=refusal.code, reason=refusal.reason)
+            trail.tried[other] = replace(
+                attempt, cells=(), code=refusal.code, reason=refusal.reason
+            )
 
 
 @dataclass

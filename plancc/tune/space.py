@@ -50,7 +50,9 @@ class Space:
         """Where to begin: the defaults, then the low corner, the middle and the high corner."""
         corners = [[knob.start for knob in self.knobs]]
         for share in (0.0, 0.5, 1.0):
-            corners.append([ordered(knob)[round(share * (len(knob.values) - 1))] for knob in self.knobs])
+            corners.append(
+                [ordered(knob)[round(share * (len(knob.values) - 1))] for knob in self.knobs]
+            )
         names = [knob.name for knob in self.knobs]
         return list(dict.fromkeys(tuple(zip(names, c, strict=True)) for c in corners))
 
@@ -135,7 +137,9 @@ def unknown_text(name: str, known: Mapping[str, object]) -> str:
 def asked_knob(param: Declared, values: Sequence[str]) -> Knob:
     """A knob with the values that a user names; TuneError where the domain lacks one."""
     if param.kind == "list":
-        raise TuneError(f"`{param.name}` is a list, which --search cannot choose: fix it with --set")
+        raise TuneError(
+            f"`{param.name}` is a list, which --search cannot choose: fix it with --set"
+        )
     wrong = [text for text in values if text not in param]
     if wrong:
         raise TuneError(f"`{param.name} = {wrong[0]}` is outside its domain, {domain_text(param)}")

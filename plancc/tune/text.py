@@ -59,7 +59,10 @@ def case_lines(case: Facts) -> list[str]:
     lines = [f"{title}: best is {words(best['set'])}"]
     heading = (NAMES[case["phase"]], *HEAD)
     mark = {id(row): "  best" * (row["set"] == best["set"]) for row in case["front"]}
-    table = [heading, *((*row_cells(row["row"]), words(row["set"]) + mark[id(row)]) for row in case["front"])]
+    table = [
+        heading,
+        *((*row_cells(row["row"]), words(row["set"]) + mark[id(row)]) for row in case["front"]),
+    ]
     if not any(mark.values()):
         table.append((*row_cells(best["row"]), f"{words(best['set'])}  best"))
     lines += ["  front of time against memory:", *(f"    {line}" for line in columns(table))]
@@ -106,7 +109,11 @@ def searched_lines(facts: Facts) -> list[str]:
         lines.append(f"  {name}: as it is, for it has no domain: --search {name}=...")
     told = f"{facts['tried']:,} of {facts['settings']:,} settings tried"
     if facts["complete"]:
-        told = f"all {facts['settings']:,} settings tried" if facts["settings"] > 1 else "one setting tried"
+        told = (
+            f"all {facts['settings']:,} settings tried"
+            if facts["settings"] > 1
+            else "one setting tried"
+        )
     elif facts["stopped"]:
         told = f"stopped by {facts['stopped']}: {told}, {facts['left_out']:,} left out"
     else:
@@ -114,7 +121,9 @@ def searched_lines(facts: Facts) -> list[str]:
         told += f", by coordinate descent from {starts} starts; {facts['left_out']:,} left out"
     parts = [f"{facts['simulated']:,} simulated"]
     parts += [f"{facts['same']:,} the same plan as another"] * bool(facts["same"])
-    parts += [f"{sum(r['count'] for r in facts['refused'].values()):,} refused"] * bool(facts["refused"])
+    parts += [f"{sum(r['count'] for r in facts['refused'].values()):,} refused"] * bool(
+        facts["refused"]
+    )
     lines = [f"searched: {told} ({', '.join(parts)})", *lines]
     for code, one in facts["refused"].items():
         what = "too few devices" if code == "devices" else code
@@ -140,9 +149,9 @@ def ratio_lines(one: Facts) -> list[str]:
     if closed is not None:
         attention, experts = closed["seconds"]
         lines.append(
-            f"  closed form: balanced at {closed['attention']:.1f} : {closed['experts']:.1f}; with whole devices "
-            f"and experts {closed['whole'][0]}:{closed['whole'][1]} (a layer: attention {duration(attention)}, "
-            f"experts {duration(experts)})"
+            f"  closed form: balanced at {closed['attention']:.1f} : {closed['experts']:.1f}; with whole "
+            f"devices and experts {closed['whole'][0]}:{closed['whole'][1]} (a layer: attention "
+            f"{duration(attention)}, experts {duration(experts)})"
         )
     lines.append(f"  search: {best['attention']}:{best['experts']} with {words(best['set'])}")
     heading = ("ratio", NAMES[one["phase"]], *HEAD)
@@ -164,8 +173,17 @@ def threshold_text(facts: Facts) -> str:
         f"predicted, on {facts['cluster']}: {facts['plan']}, {first['phase']}, from which length a pool pays "
         f"({low} to {high})"
     ]
-    heading = ("batch", "pool", "hop a layer", "closed form", "as length", "simulated", "tokens in flight", "")
-    table = [heading]
+    heading = (
+        "batch",
+        "pool",
+        "hop a layer",
+        "closed form",
+        "as length",
+        "simulated",
+        "tokens in flight",
+        "",
+    )
+    table: list[tuple[str, ...]] = [heading]
     table += [crossover_cells(one, c) for one in facts["thresholds"] for c in one["crossovers"]]
     lines += [f"  {line}" for line in columns(table, (1,))]
     lines += [line for one in facts["thresholds"] for line in best_lines(one)]

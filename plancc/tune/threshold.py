@@ -130,7 +130,9 @@ class Lengths:
         """Find the base alone."""
         empty = [sizes for sizes in self.subjects if not any(size for _, size in sizes)]
         if not empty or len(self.subjects) < 2:
-            raise TuneError("a threshold needs a pool that is empty for some inputs and not for others")
+            raise TuneError(
+                "a threshold needs a pool that is empty for some inputs and not for others"
+            )
         self.base = empty[0]
         self.named = {
             sizes: renamed(subject, str(sizes)) for sizes, subject in self.subjects.items()
@@ -231,7 +233,7 @@ class Lengths:
     def turn(self, left: int, right: int, last: Sizes, sizes: Sizes) -> int:
         """The length from which some pool sizes are faster than the last ones."""
         return narrowed(
-            left, right, lambda n: self.seconds(last, n) <= self.seconds(sizes, n)
+            left, right, lambda n: int(self.seconds(last, n) > self.seconds(sizes, n)), 0
         )
 
     def values(self, turns: set[int], lengths: Sequence[int]) -> list[str]:
@@ -295,7 +297,7 @@ def threshold_knob(bench: Bench, knobs: Sequence[Knob], phase: str) -> Knob:
 
 def variants_by(bench: Bench, knob: Knob, phase: str) -> set[object]:
     """The different (inputs, pool sizes) that values of a parameter make."""
-    found = set()
+    found: set[object] = set()
     for text in knob.values:
         plan, _ = load_plan(bench.plan, {**bench.fixed, knob.name: text})
         if plan is not None:

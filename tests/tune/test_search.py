@@ -43,13 +43,14 @@ class Bowl:
             if cost is None:
                 yield Attempt(sets, code="P201", reason="needs 3 devices")
             else:
-                yield Attempt(sets, (Cell(row(cost)),))
+                yield Attempt(sets, (Cell(row(cost)),), meshes={"m": 1})
 
 
 def grid(*sizes: int) -> Space:
     """Knobs a, b ... with values 1 .. size."""
     return Space(tuple(
-        Knob(name, tuple(str(n + 1) for n in range(size)), "1") for name, size in zip("abc", sizes, strict=False)
+        Knob(name, tuple(str(n + 1) for n in range(size)), "1")
+        for name, size in zip("abc", sizes, strict=False)
     ))  # fmt: skip
 
 
@@ -101,13 +102,17 @@ def test_the_limit_of_points_counts_what_was_simulated_and_is_said() -> None:
     assert [sets[0][1] for sets in trail.tried] == ["1", "2", "3", "4"] and trail.left_out == 4
     best = trail.best(joint(TIME))
     assert best is not None and best.sets == (("a", "4"),)
-    assert search(space, costs, joint(TIME), Limits(points=4)).stopped == ""  # no limit was in the way
+    assert (
+        search(space, costs, joint(TIME), Limits(points=4)).stopped == ""
+    )  # no limit was in the way
 
 
 def test_the_limit_of_seconds_ends_the_search_and_is_said() -> None:
     space = grid(9)
     ticks = count()
-    trail = search(space, bowl(space, 9), joint(TIME), Limits(seconds=3.0), clock=lambda: float(next(ticks)))
+    trail = search(
+        space, bowl(space, 9), joint(TIME), Limits(seconds=3.0), clock=lambda: float(next(ticks))
+    )
     assert trail.stopped == "--limit 3 s" and 0 < len(trail.tried) < 9
     assert trail.left_out == 9 - len(trail.tried)
 
