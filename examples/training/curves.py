@@ -89,7 +89,7 @@ RUNS = (
     Run("one_moe", "training/one.plan", "", "moe", "one device", "#777777"),
     Run("ma", "ma_separation.plan", "", "moe", "12 attention, 4 expert ranks", "#B30000", True),
     Run("ep", "expert_parallel.plan", "", "moe", "experts over 4 ranks", "#6B8E00"),
-    Run("ep16", "expert_parallel.plan", "ranks=16", "moe", "heads, experts over the same 16 ranks", "#005F73"),
+    Run("ep16", "expert_parallel.plan", "ranks=16", "moe", "heads and experts over 16 ranks", "#005F73"),
     Run("edp", "expert_data_parallel.plan", "", "moe", "expert parallel on the same 16 ranks", "#C77700"),
 )  # fmt: skip
 
