@@ -1,6 +1,7 @@
 """Train one small model under many plans from one seed, and draw the losses beside those of one device.
 
-python examples/training/curves.py           run all (minutes); write losses.json, losses.svg, README.md
+python examples/training/curves.py           run what losses.json lacks (minutes a run); write all files
+python examples/training/curves.py --again   run all
 python examples/training/curves.py --draw    write losses.svg and the table of README.md only
 """
 
@@ -88,6 +89,8 @@ RUNS = (
     Run("one_moe", "training/one.plan", "", "moe", "one device", "#777777"),
     Run("ma", "ma_separation.plan", "", "moe", "12 attention, 4 expert ranks", "#B30000", True),
     Run("ep", "expert_parallel.plan", "", "moe", "experts over 4 ranks", "#6B8E00"),
+    Run("ep16", "expert_parallel.plan", "ranks=16", "moe", "heads and experts over 16 ranks", "#005F73"),
+    Run("edp", "expert_data_parallel.plan", "", "moe", "expert parallel on the same 16 ranks", "#C77700"),
 )  # fmt: skip
 
 
@@ -117,28 +120,48 @@ def apart(found: list[float], base: list[float]) -> list[float]:
     return out
 
 
-def measure(steps: int) -> dict[str, Any]:
-    """Run all; the content of losses.json."""
+def facts() -> dict[str, Any]:
+    """What losses depend on besides the plan."""
     import torch
 
-    found: dict[str, Any] = {"fp32": {}, "fp64": {}}
-    ranks = {}
-    for precision in ("fp32", "fp64"):
-        for run in RUNS:
-            curve, ranks[run.name] = losses_of(run, precision, steps)
-            found[precision][run.name] = curve
-            far = apart(curve, found[precision][run.base])[-1]
-            print(
-                f"{precision} {run.name}: loss {curve[-1]:.4f}, {far:.1e} from one device",
-                flush=True,
-            )
-    facts = {
+    return {
         "python": platform.python_version(), "torch": torch.__version__.partition("+")[0],
         "machine": f"{os.cpu_count()} CPU cores ({platform.machine()})",
         "text_bytes": TEXT.stat().st_size, "text_sha256": text_hash(),
-        "ranks": ranks,
     }  # fmt: skip
-    return {"facts": facts, **found}
+
+
+def stored(again: bool) -> dict[str, Any]:
+    """What losses.json has, measured as it would be now; nothing if all is to run `again`."""
+    now = facts()
+    if again or not STORED.exists():
+        return {"facts": {**now, "ranks": {}}, "fp32": {}, "fp64": {}}
+    found: dict[str, Any] = json.loads(STORED.read_text())
+    differ = [name for name, value in now.items() if found["facts"][name] != value]
+    if differ:
+        raise SystemExit(
+            f"{STORED.name} was measured with another {', '.join(differ)}: use --again"
+        )
+    return found
+
+
+def measure(steps: int, again: bool) -> None:
+    """Run what is missing; losses.json has each curve once its run has ended."""
+    found = stored(again)
+    for precision in ("fp32", "fp64"):
+        curves = found[precision]
+        for run in RUNS:
+            if run.name in curves:
+                continue
+            curves[run.name], found["facts"]["ranks"][run.name] = losses_of(run, precision, steps)
+            far = apart(curves[run.name], curves[run.base])[-1]
+            aside = STORED.with_suffix(".aside")
+            aside.write_text(stored_text(found))
+            os.replace(aside, STORED)
+            print(
+                f"{precision} {run.name}: loss {curves[run.name][-1]:.4f}, {far:.1e} from one device",
+                flush=True,
+            )
 
 
 def text_hash() -> str:
@@ -147,10 +170,11 @@ def text_hash() -> str:
 
 
 def stored_text(found: dict[str, Any]) -> str:
-    """losses.json, one line a curve."""
+    """losses.json, one line a curve, in the order of RUNS."""
     lines = ["{", f'"facts": {json.dumps(found["facts"])},']
     for precision in ("fp32", "fp64"):
-        curves = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in found[precision].items()]
+        names = [run.name for run in RUNS if run.name in found[precision]]
+        curves = [f"{json.dumps(k)}: {json.dumps(found[precision][k])}" for k in names]
         lines += [f'"{precision}": {{', ",\n".join(curves), "}" if precision == "fp64" else "},"]
     return "\n".join([*lines, "}"]) + "\n"
 
@@ -254,8 +278,9 @@ def picture_text(found: dict[str, Any]) -> str:
     for run in RUNS:
         if run.name == run.base:
             out.append(tops.curve(curves[run.name], run.colour, 5, ' opacity="0.3"'))
-    for index, run in enumerate(r for r in RUNS if r.name != r.base):
-        dashes = f' stroke-dasharray="3 24" stroke-dashoffset="{3 * index}"'
+    others = [run for run in RUNS if run.name != run.base]
+    for index, run in enumerate(others):
+        dashes = f' stroke-dasharray="3 {3 * len(others) - 3}" stroke-dashoffset="{3 * index}"'
         out.append(tops.curve(curves[run.name], run.colour, 2, dashes))
     out += low.frame(
         "largest relative difference from one device so far (dotted: float64)",
@@ -301,12 +326,13 @@ def legend() -> list[str]:
 
 def main() -> None:
     """Measure unless told only to draw; write the three files."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--draw", action="store_true", help="draw the stored losses again")
+    parser.add_argument("--again", action="store_true", help="run all, whatever is stored")
     parser.add_argument("--steps", type=int, default=200, help="steps of each run")
     args = parser.parse_args()
     if not args.draw:
-        STORED.write_text(stored_text(measure(args.steps)))
+        measure(args.steps, args.again)
     found = json.loads(STORED.read_text())
     PICTURE.write_text(picture_text(found))
     PAGE.write_text(page_text(found, PAGE.read_text()))
