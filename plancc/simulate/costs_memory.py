@@ -201,9 +201,10 @@ def emptied(call: Call) -> Works:
     return () if call.extra["first"] else made(call)
 
 
-def sharded(call: Call) -> Works:
-    """A share of a dim is a view, unless it is made of several ranges."""
-    return () if len(call.extra["ranges"]) < 2 else touched(call)
+def share(call: Call) -> Works:
+    """A rank's share of a dim: a view where it is one range, else its ranges put together."""
+    size = sizes(call.outs)
+    return () if call.aliases else moved(call, size, size)
 
 
 def packed(call: Call) -> Works:
