@@ -6,13 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plancc.codegen.sections import as_bucket
-from plancc.ir.instruction import Collective, Compute, Held, LocalRanges, Merge
+from plancc.ir.instruction import Collective, Compute, Held, Merge
 from plancc.ir.program import Instruction, RankProgram, operands
 from plancc.ir.recorded import Accumulate, Backward, Bucket, Launch, Leaf, Restore, Store
 from plancc.passes.rows.table import USER_ROWS
 from plancc.simulate.costs import cost_of
 from plancc.simulate.expert_layers import EXPERTS, GATE_UP, INDEX, ExpertLayers, all_values, chosen
-from plancc.simulate.recipes import First, Form, Number, Operand, OwnExperts, Recipe, Recipes, Sizes
+from plancc.simulate.recipes import (
+    First,
+    Form,
+    Number,
+    Operand,
+    OwnExperts,
+    Pieces,
+    Recipe,
+    Recipes,
+    Sizes,
+)
 from plancc.simulate.recorded_calls import LATER, WEIGHT, Tape
 from plancc.simulate.routing import Routing
 
@@ -164,8 +174,8 @@ class StepRecipes:
         if step.kind != "shard" or step.move is None:
             return ()
         tree = self.sizes.plain(step.move.after.dims[step.move.dim])
-        ranges = Number(self.sizes.number(LocalRanges(tree)))
-        found = self.recipes.step("step.shard", (given,), (out,), ranges=ranges)
+        pieces = Number(self.sizes.number(Pieces(tree)))
+        found = self.recipes.step("step.shard", (given,), (out,), pieces=pieces)
         self.recipes.forms[step.out.name] = ("view", found, 0)
         return (found,)
 

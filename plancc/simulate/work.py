@@ -114,7 +114,7 @@ class Evaluation:
         if cost.lies == "view":
             outs, aliases = run_view(call)
             call = replace(call, outs=outs, aliases=aliases)
-        elif cost.lies == "share" and len(call.extra["ranges"]) < 2:
+        elif cost.lies == "share" and call.extra["pieces"] < 2:
             share = replace(call.outs[0], strides=call.ins[0].strides)
             call = replace(call, outs=(share,), aliases=True)
         self.calls.append(call)
