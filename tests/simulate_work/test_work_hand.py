@@ -253,6 +253,15 @@ def test_experts() -> None:
     assert sum(w.flops for w in frozen) == up.flops + out.flops
 
 
+def test_rare_experts_are_read_as_rarely() -> None:
+    """A quarter of a choice on the mean: a quarter of an expert's weights, not none or all of them."""
+    x, index, share = local(1, 8), local(1, 2, dtype=I64), local(1, 2)
+    given = (x, index, share, local(4, 10, 8), local(4, 8, 5))
+    options = {"outs": (x,), "act": "silu", "routed": ExpertRows(0.25, 0.25, 0.25)}
+    up = next(w for w in forward("plancc.experts.default", *given, **options) if w.flops)
+    assert (up.flops, up.read) == (2 * 0.25 * 80, 4 * (2 + 20))
+
+
 def test_cross_entropy() -> None:
     """3 rows of 50 logits in bf16: a log softmax in float32; its backward twice that and the logits'."""
     logits, targets, out = local(3, 50, dtype=BF16), local(3, dtype=I64), local(3)
