@@ -124,10 +124,8 @@ COSTS: tuple[Cost, ...] = (
         memory.log_probabilities, memory.softmax_again, "cross_entropy.default", namespace="plancc"
     ),
     Cost(memory.log_sums, memory.softmax_again, "cross_entropy_shard.default", namespace="plancc"),
-    Cost(
-        memory.log_probabilities, memory.softmax_again,
-        "cross_entropy_loss.default nll_loss_nd.default nll_loss.default",
-    ),
+    Cost(memory.log_probabilities, memory.softmax_again, "cross_entropy_loss.default"),
+    Cost(memory.targeted, memory.scattered, "nll_loss_nd.default nll_loss.default"),
     Cost(
         memory.touched, memory.mapped, "joined_nll.default joined_rows_backward.default",
         namespace="plancc",

@@ -57,6 +57,13 @@ def looked_up_shard(call: Call) -> Works:
     return (*moved(call, size + call.ins[0].nbytes, size), *moved(call, size, size))
 
 
+def targeted(call: Call) -> Works:
+    """`nll_loss` reads one column of each row: that of its target."""
+    targets = call.ins[1]
+    picked = targets.elements * call.ins[0].dtype.itemsize
+    return moved(call, picked + targets.nbytes, sizes(call.outs))
+
+
 def appended(call: Call) -> Works:
     """`cache_append` writes the new keys and values; into an empty cache they are put as they are."""
     new, whole = call.ins[:2], call.outs[:2]

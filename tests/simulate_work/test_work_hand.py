@@ -270,6 +270,8 @@ def test_cross_entropy() -> None:
     assert (work.read, work.written) == (300 + 24, 600 + 12)
     back = backward("plancc.cross_entropy.default", *given, outs=(out,), needs=(True, False))
     assert [w.written for w in back] == [600, 600, 300]
+    (picked,) = forward("aten.nll_loss.default", *given, outs=(local(),))
+    assert (picked.read, picked.written) == (2 * 3 + 24, 4)
 
 
 def test_strides() -> None:
