@@ -132,7 +132,7 @@ class _Joined:
     @cached_property
     def start(self) -> float:
         """When the first rank began."""
-        return min(record["steps"][self.steps[0]][2] for record in self.records.values())
+        return min(float(record["steps"][self.steps[0]][2]) for record in self.records.values())
 
     @cached_property
     def actors(self) -> tuple[Actor, ...]:

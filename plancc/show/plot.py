@@ -92,7 +92,8 @@ def picture(charts: Sequence[Chart], keys: Sequence[Key] | None = None, width: f
     coloured = [with_colours(chart) for chart in charts]
     found = list(keys) if keys is not None else keys_of(coloured)
     room = width - LEFT - (KEYS if found else 30) - 60
-    out, top = [], float(TOP)
+    out: list[str] = []
+    top = float(TOP)
     for chart in coloured:
         frame = framed(chart, top, room)
         out += frame.draw()
