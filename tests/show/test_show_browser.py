@@ -233,6 +233,19 @@ def test_words_mark_spans(page: Page) -> None:
     assert "32 spans" in page.find("#timeline-view .tools").text and page.picture() != before
 
 
+def test_ranks_can_stand_beside_each_other(page: Page) -> None:
+    """The second row is then rank 0 again, measured."""
+    page.find("#by-rank").click()
+    page.frame()
+    assert page.find("#by-rank").get_attribute("aria-pressed") == "true"
+    page.move(".scroller canvas", 150, 24 + 35 + 10, click=True)
+    assert "base rank 0 (measured)" in page.find(".picked").text
+    page.js(
+        "const s = document.getElementById('step'); s.value = '1'; s.dispatchEvent(new Event('change'))"
+    )
+    assert not page.find("#by-rank").is_displayed() and page.console() == []
+
+
 def test_another_step_can_be_shown(page: Page) -> None:
     page.js(
         "const s = document.getElementById('step'); s.value = '1'; s.dispatchEvent(new Event('change'))"

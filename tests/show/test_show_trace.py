@@ -116,6 +116,9 @@ def test_times_of_rank_files_are_whole_and_add_up(tmp_path: Path) -> None:
     kernels = [event for event in events(path) if event["cat"] == "kernel"]
     assert all(isinstance(event["ts"], int) and event["dur"] >= 0 for event in kernels)
     assert sum(event["dur"] for event in kernels) == 6
+    alone = (Span(0, COMPUTE, "k", "memory", 10.9e-6, 12.1e-6),)
+    (path,) = write_rank_traces(Timeline("t", True, (Actor("a", (0,)),), alone), tmp_path)
+    assert [(e["ts"], e["dur"]) for e in events(path) if e["cat"] == "kernel"] == [(11, 1)]
 
 
 def test_an_actor_of_many_ranks_has_a_file_for_each(tmp_path: Path) -> None:
