@@ -18,6 +18,7 @@ FLOORS = {
     "plancc/codegen": ("dsl", "ir", "codegen"),
     "plancc/balance": ("balance",),
     "runtime": ("dsl", "ir", "ops", "balance", "runtime"),
+    "plancc/show": ("dsl", "ir", "runtime", "simulate", "show"),
     "plancc/verify": ("dsl", "ir", "ops", "passes", "codegen", "runtime", "verify", "compiler", "models"),
 }  # fmt: skip
 HEAVY = ("torch", "networkx", "numpy", "transformers", "sympy")
