@@ -7,7 +7,7 @@ those of the host's monotonic clock, which all processes of a host share.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -156,7 +156,7 @@ class RecordingRunner(Runner):
 
         return start
 
-    def _taking_turns(self, program: Iterator[None], number: int) -> Iterator[None]:
+    def _taking_turns(self, program: Iterator[None], number: int) -> Generator[None, None, Any]:
         """A program that pauses: whenever it goes on, its micro-batch is the one that runs."""
         while True:
             self.recorder.batch = number

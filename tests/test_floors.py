@@ -18,6 +18,7 @@ FLOORS = {
     "plancc/codegen": ("dsl", "ir", "codegen"),
     "plancc/balance": ("balance",),
     "runtime": ("dsl", "ir", "ops", "balance", "runtime"),
+    "plancc/show": ("dsl", "ir", "runtime", "simulate", "show"),
     "plancc/verify": ("dsl", "ir", "ops", "passes", "codegen", "runtime", "verify", "compiler", "models"),
     "plancc/tune": ("dsl", "ir", "passes", "codegen", "simulate", "compiler", "models", "tune"),
 }  # fmt: skip

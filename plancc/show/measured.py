@@ -21,7 +21,8 @@ from plancc.simulate.forms import COMPUTE, Actor, Span, Timeline
 Record = Mapping[str, Any]
 Call = Mapping[str, Any]
 AT = re.compile(r"\bat=(\d+)\)")
-HEADER = re.compile(r"# -- (.*?)\s*(?:\((.*)\))?$")
+HEADER = re.compile(r"# -- (.+?)(?:   \((.*)\))?$")
+ROOT = "(root)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +68,24 @@ def places_of(text: str) -> tuple[dict[int, Place], dict[int, Place]]:
     """Of an emitted program: the place of each verb, and of what follows it (-1: before the first)."""
     verbs: dict[int, Place] = {}
     between: dict[int, list[Place]] = defaultdict(list)
-    here, last = Place(), -1
+    here, last, begun = Place(), -1, False
     for line in text.splitlines():
         header = HEADER.match(line.strip())
         found = AT.search(line.partition("  #")[0])
         if header is not None:
-            here = Place(
-                header[1], (header[2] or "").rpartition("plan ")[2] if "plan " in line else ""
-            )
+            here = Place(header[1].replace(ROOT, ""), (header[2] or "").partition("plan ")[2])
+            begun = True
         elif found is not None:
             last = int(found[1])
             verbs[last] = here
-        elif here.path and line.strip() and not line.strip().startswith(("del ", "#")):
+        elif begun and line.strip() and not line.strip().startswith(("del ", "#")):
             between[last].append(here)
     return verbs, {at: together(places) for at, places in between.items()}
 
 
 def together(places: Sequence[Place]) -> Place:
     """One place for several: what their paths begin with, and all their lines."""
-    paths = list(dict.fromkeys(place.path for place in places if place.path != "(root)"))
+    paths = list(dict.fromkeys(place.path for place in places if place.path))
     parts = [path.split(".") for path in paths]
     shared: list[str] = []
     for names in zip(*parts, strict=False):
@@ -132,7 +132,7 @@ class _Joined:
     @cached_property
     def start(self) -> float:
         """When the first rank began."""
-        return min(record["steps"][self.steps[0]][2] for record in self.records.values())
+        return min(float(record["steps"][self.steps[0]][2]) for record in self.records.values())
 
     @cached_property
     def actors(self) -> tuple[Actor, ...]:

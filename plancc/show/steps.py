@@ -133,7 +133,7 @@ def comparison(title: str, same: Sequence[tuple[Timeline, Sums]]) -> str:
         "sent by all": (predicted[1]["sent"], measured[1]["sent"], bytes_text),
         "peak memory": (predicted[1]["memory"], measured[1]["memory"], bytes_text),
     }
-    rows = [
+    rows: list[list[Cell | str]] = [
         [
             name, number(form(first) if first else "–", first), number(form(other) if other else "–", other),
             number(f"{other / first:.2f} x" if first and other else "–", other / first if first else None),
@@ -159,7 +159,7 @@ def waits_text(timelines: Sequence[Timeline]) -> str:
     """Who waited for whom, the worst first."""
     out = []
     for heading, same in by_step(timelines):
-        rows = [
+        rows: list[list[Cell | str]] = [
             [
                 Cell(
                     who_waits(timeline, wait),
@@ -249,14 +249,14 @@ def traffic_text(timelines: Sequence[Timeline]) -> str:
     """The frame of the heat map, bytes between meshes, and the largest flows."""
     out = []
     for heading, same in by_step(timelines):
-        meshes = [
+        meshes: list[list[Cell | str]] = [
             [source or "–", target or "–", number(bytes_text(size), size), how(timeline)]
             for timeline in same
             for (source, target), size in sorted(
                 traffic_by_mesh(timeline).items(), key=lambda pair: -pair[1]
             )
         ]
-        flows = [
+        flows: list[list[Cell | str]] = [
             [number(str(start), start), number(str(end), end), number(bytes_text(size), size), how(timeline)]
             for timeline in same
             for (start, end), size in sorted(timeline.traffic.items(), key=lambda pair: -pair[1])[
