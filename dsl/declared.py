@@ -106,5 +106,6 @@ def _quantity_text(value: v.Quantity) -> str:
         amount = value.amount / v.read_quantity(f"1{unit}").amount
         if amount.denominator == 1 and (amount or unit == units[-1]):
             return f"{amount.numerator}{unit}{rate}"
-        texts.append(f"{float(amount):f}{unit}{rate}")
+        decimals = f"{float(amount):f}".rstrip("0").rstrip(".")
+        texts.append(f"{decimals}{unit}{rate}")
     return next((t for t in texts if read_text(t, value) == value), texts[-1])

@@ -118,12 +118,14 @@ def tune(args: argparse.Namespace) -> int:
     """Open the plan and the model, search, print."""
     from plancc.dsl.declared import declared_params
     from plancc.tune.jobs import open_bench, open_cluster
-    from plancc.tune.space import space_of
+    from plancc.tune.space import check_names, space_of
 
     params, report = declared_params(args.plan, dict(args.sets))
     report.raise_errors()
+    fixed, asked = dict(args.sets), asked_values(args)
+    check_names(params, fixed, asked)
     order = order_of(args)
-    space = space_of(params, open_cluster(order).size, dict(args.sets), asked_values(args))
+    space = space_of(params, open_cluster(order).size, fixed, asked)
     check_something(args, space)
     bench = open_bench(order)
     if args.threshold:

@@ -9,7 +9,9 @@ import torch
 
 from plancc.codegen.python import SHORT
 from plancc.dsl.plan import Call, ResolvedPlan, Setting
+from plancc.ir.graph import Graph
 from plancc.ir.shape import NamedGraph, leaves
+from plancc.passes.anchors import ATTENTION
 from plancc.passes.check_facts import model_facts
 from plancc.simulate.hardware import Hardware, needed
 from plancc.tune.forms import TuneError
@@ -50,11 +52,10 @@ class Rates:
 
 
 def figures_of(named: NamedGraph, plan: ResolvedPlan) -> Figures:
-    """The figures of a model; TuneError if it has no attention heads or no FFN that were found."""
+    """The figures of a model; TuneError if no attention, hidden size or FFN was found in it."""
     facts = {name: sizes[-1] for name, sizes in model_facts(named).items()}
-    missing = [
-        name for name in ("layers", "heads", "head_dim", "hidden", "ffn") if name not in facts
-    ]
+    facts |= attention_facts(named.graph)
+    missing = [name for name in ("layers", "heads", "hidden", "ffn") if name not in facts]
     if missing:
         raise TuneError(f"the closed form needs the model's {', '.join(missing)}, which it has not")
     inner, heads = leaves_of(named, "ffn"), leaves_of(named, "heads", "kv_heads")
@@ -68,10 +69,20 @@ def figures_of(named: NamedGraph, plan: ResolvedPlan) -> Figures:
     dtype = next((p.value.dtype for p in params if p.value.dtype.is_floating_point), torch.float32)
     layers, experts = facts["layers"], facts.get("experts", 1)
     return Figures(
-        layers, facts["hidden"], facts["heads"], facts.get("kv_heads", facts["heads"]),
-        facts["head_dim"], sizes["attention"] / layers, sizes["ffn"] / layers / experts, experts,
+        layers, facts["hidden"], facts["heads"], facts["kv_heads"], facts["head_dim"],
+        sizes["attention"] / layers, sizes["ffn"] / layers / experts, experts,
         chosen(plan, experts), dtype.itemsize, SHORT[dtype],
     )  # fmt: skip
+
+
+def attention_facts(graph: Graph) -> dict[str, int]:
+    """Heads, heads of keys and the size of a head of the first attention; nothing where there is none."""
+    values = {out.name: out for node in graph.nodes for out in node.outs}
+    for node in graph.nodes:
+        if node.target in ATTENTION:
+            queries, keys = (values[ref.name].shape for ref in node.args[:2])
+            return {"heads": int(queries[1]), "kv_heads": int(keys[1]), "head_dim": int(keys[-1])}
+    return {}
 
 
 def leaves_of(named: NamedGraph, *names: str) -> set[int]:

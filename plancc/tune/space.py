@@ -13,6 +13,8 @@ from plancc.tune.forms import Sets, TuneError
 
 FEW = 8
 """A range of no more values is looked at as a whole."""
+MANY = 100_000
+"""Values of a range that a user may name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +109,8 @@ def space_of(
 
     Raises TuneError for names that the plan does not have, and for values outside a domain.
     """
+    check_names(params, fixed, searched)
     known = {param.name: param for param in params}
-    for name in (*fixed, *searched):
-        if name not in known:
-            raise TuneError(unknown_text(name, known))
-    both = sorted(set(fixed) & set(searched))
-    if both:
-        raise TuneError(f"`{both[0]}` is both fixed by --set and searched")
     knobs, skipped = [], []
     for name, param in known.items():
         if name in fixed:
@@ -125,6 +122,19 @@ def space_of(
         else:
             knobs.append(domain_knob(param, devices))
     return Space(tuple(knobs), tuple(skipped))
+
+
+def check_names(
+    params: Sequence[Declared], fixed: Mapping[str, str], searched: Mapping[str, Sequence[str]]
+) -> None:
+    """TuneError for names that the plan does not have, and for those both fixed and searched."""
+    known = {param.name: param for param in params}
+    for name in (*fixed, *searched):
+        if name not in known:
+            raise TuneError(unknown_text(name, known))
+    both = sorted(set(fixed) & set(searched))
+    if both:
+        raise TuneError(f"`{both[0]}` is both fixed by --set and searched")
 
 
 def unknown_text(name: str, known: Mapping[str, object]) -> str:
@@ -184,11 +194,12 @@ def read_values(text: str) -> tuple[str, ...]:
         low, dots, high = ends.partition("..")
         numbers = [low, high, step.strip() or "1"]
         if dots and all(n.isdecimal() for n in numbers) and int(numbers[2]):
+            held = max(0, 1 + (int(high) - int(low)) // int(numbers[2]))
+            if not 0 < held <= MANY:
+                raise TuneError(f"`{word}` holds {held:,} values; 1 to {MANY:,} can be searched")
             values += map(str, range(int(low), int(high) + 1, int(numbers[2])))
         elif word and not dots:
             values.append(word)
         else:
             raise TuneError(f"cannot read the values `{text}`: write 1,2,4 or 1..64")
-    if not values:
-        raise TuneError(f"`{text}` holds no values")
     return tuple(values)

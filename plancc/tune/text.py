@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from plancc.passes.estimate_memory import gigabytes
 from plancc.simulate.table import NAMES, duration, number, share
 from plancc.tune.forms import METRICS
 
@@ -76,7 +77,7 @@ def row_cells(row: Facts) -> tuple[str, ...]:
     """Time, memory, devices, micro-batches, tokens/s, per device, busy."""
     seconds = next(row[key] for key in ("tpot_s", "ttft_s", "step_s") if row[key] is not None)
     return (
-        duration(seconds), f"{max(row['memory_gb'].values(), default=0.0):.3g} GB",
+        duration(seconds), gigabytes(1e9 * max(row["memory_gb"].values(), default=0.0)),
         str(row["devices"]), str(row["microbatches"]), number(row["tps"]),
         number(row["tps_per_device"]), share(row["utilisation"]["busy"]),
     )  # fmt: skip
@@ -93,7 +94,7 @@ def pool_lines(pools: Sequence[Facts]) -> list[str]:
         how = how or (words(one["set"]) if one["set"] else "no value of a parameter gives it here")
         time = duration(one["seconds"]) if one["fits"] else "does not fit"
         best = "  fastest" if one["fits"] and one["seconds"] == fastest else ""
-        memory = f"{one['memory_gb']:.3g} GB" if one["memory_gb"] is not None else "-"
+        memory = gigabytes(1e9 * one["memory_gb"]) if one["memory_gb"] is not None else "-"
         table.append((sizes_words(one["sizes"]), time, memory, how + best))
     return ["  sizes of the pools here:", *(f"    {line}" for line in columns(table))]
 
@@ -199,15 +200,13 @@ def crossover_cells(one: Facts, crossover: Facts) -> tuple[str, ...]:
     batch, closed, found = one["batch"], crossover["closed"], crossover["searched"]
     pool = sizes_words(crossover["sizes"])
     low = one["lengths"][0]
-    remarks = ["then slower again"] * crossover["lost"]
-    if crossover["holds"] is not None:
-        remarks.append(f"the base alone holds less than {crossover['holds']:.0f}")
     length = "never" if found is None else f"from {found:.0f}" if found else f"from {low} or less"
     return (
         str(batch), pool, duration(crossover["hop"]),
         "never" if closed is None else f"{closed:,.0f} tokens",
         "-" if closed is None else f"{closed / batch:,.0f}",
-        length, "-" if not found else f"{found * batch:,.0f}", "; ".join(remarks),
+        length, "-" if not found else f"{found * batch:,.0f}",
+        "then slower again" if crossover["lost"] else "",
     )  # fmt: skip
 
 
@@ -233,6 +232,8 @@ def best_lines(one: Facts) -> list[str]:
     held = [f"{sizes_words(step['sizes'])} when seq_len > {step['seq_len'] - 1}" for step in others]
     steps = ", then ".join([sizes_words(first["sizes"]), *held])
     lines.append(f"  the fastest at every length: {steps} ({duration(one['steps_seconds'])})")
+    if one["full"] is not None:
+        lines.append(f"  from {one['full']:.0f} on the base alone does not fit in memory")
     if one["left_out"]:
         out = ", ".join(map(str, one["left_out"]))
         lines.append(f"  nothing fits at {out}: left out of these means")

@@ -15,7 +15,7 @@ from plancc.dsl import load_plan
 from plancc.dsl.errors import PlanError
 from plancc.dsl.plan import ResolvedPlan
 from plancc.dsl.variants import UNBOUNDED
-from plancc.simulate.compare import Crossing, crossings, narrowed
+from plancc.simulate.compare import crossings, narrowed
 from plancc.simulate.errors import SimulateError
 from plancc.simulate.rows import Row
 from plancc.simulate.step import Outcome
@@ -46,8 +46,7 @@ class Crossover:
 
     `hop` is the seconds of a layer's way to the pool and back by the closed form, `closed` its tokens in
     flight. `searched` is the length from which the simulated pool is the faster one (0: from the shortest
-    length on), `lost` whether it is slower again further up. `holds` is the length from which the base alone
-    does not fit in memory, infinity if it does throughout.
+    length on), `lost` whether it is slower again further up.
     """
 
     sizes: Sizes
@@ -56,7 +55,6 @@ class Crossover:
     closed: float
     searched: float
     lost: bool = False
-    holds: float = inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,8 @@ class Threshold:
 
     `best` is None where no value fits at every length that some pool size fits at. `seconds` are such means:
     of the best, of the plan's own value, of the base alone (infinity where it does not fit), and of `steps`:
-    (length from which, pool sizes) if the plan took at each length the fastest.
+    (length from which, pool sizes) if the plan took at each length the fastest. From `full` on the base alone
+    does not fit in memory; at the lengths `left_out` nothing does.
     """
 
     phase: str
@@ -78,6 +77,7 @@ class Threshold:
     own: str = ""
     own_seconds: float = inf
     base_seconds: float = inf
+    full: float = inf
     left_out: tuple[int, ...] = ()
     steps: tuple[tuple[int, Sizes], ...] = ()
     steps_seconds: float = inf
@@ -166,15 +166,16 @@ class Lengths:
         first = self.seconds(sizes, self.low) < self.seconds(self.base, self.low)
         searched = 0.0 if first else float(gains[0].seq_len) if gains else inf
         hop, closed, devices = self.closed(sizes)
-        return Crossover(
-            sizes, devices, hop, closed, searched, any(c not in gains for c in found),
-            self.full_from(found),
-        )  # fmt: skip
+        lost = any(c not in gains for c in found)
+        return Crossover(sizes, devices, hop, closed, searched, lost)
 
-    def full_from(self, found: Sequence[Crossing]) -> float:
-        """The length of a crossing from which the base alone does not fit."""
-        full = [c.seq_len for c in found if self.seconds(self.base, c.seq_len) == inf]
-        return float(full[0]) if full else inf
+    def full_from(self, lengths: Sequence[int]) -> float:
+        """The length from which the base alone does not fit; infinity if it always does."""
+        full = [n for n in lengths if self.seconds(self.base, n) == inf]
+        if not full or full[0] == lengths[0]:
+            return float(full[0]) if full else inf
+        low = lengths[lengths.index(full[0]) - 1]
+        return float(narrowed(low, full[0], lambda n: int(self.seconds(self.base, n) == inf), 0))
 
     def closed(self, sizes: Sizes) -> tuple[float, float, int]:
         """(seconds of the hop, tokens in flight, devices of the pool) by the closed form."""
@@ -208,7 +209,7 @@ class Lengths:
             self.longest.phase, self.longest.batch, self.knob.name, crossovers, tuple(lengths), found,
             values[best] if best is not None else inf, self.knob.start, self.mean(self.knob.start, some),
             mean([self.seconds(self.base, n) for n in some]),
-            tuple(n for n in lengths if n not in some), self.steps(some),
+            self.full_from(lengths), tuple(n for n in lengths if n not in some), self.steps(some),
             mean([min(self.seconds(s, n) for s in self.subjects) for n in some]),
         )  # fmt: skip
 

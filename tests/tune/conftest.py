@@ -28,7 +28,7 @@ def value(number: float) -> dict[str, Any]:
 def cluster_data(devices: int = 4, **changed: float) -> dict[str, Any]:
     """A cluster file: devices of 1 GFLOP/s and 1 GB/s in one node, links of 1 GB/s, all without latency.
 
-    `changed` may be memory (bytes), latency (seconds), bandwidth (of links).
+    `changed` may be flops (FLOP/s), memory (bytes), latency (seconds), bandwidth (of links).
     """
     link = {
         "bandwidth": value(changed.get("bandwidth", 1e9)), "one_way": value(1.0), "step": value(0.0),
@@ -37,7 +37,8 @@ def cluster_data(devices: int = 4, **changed: float) -> dict[str, Any]:
     }  # fmt: skip
     kind = {
         "per_node": value(devices), "memory": value(changed.get("memory", 1e12)),
-        "flops": {"f32": value(1e9)}, "efficiency": {"matmul": value(1.0), "attention": value(1.0)},
+        "flops": {"f32": value(changed.get("flops", 1e9))},
+        "efficiency": {"matmul": value(1.0), "attention": value(1.0)},
         "bandwidth": value(1e9), "launch": value(0.0),
         "streaming": {"matmul": value(1.0), "attention": value(1.0), "memory": value(1.0)},
     }  # fmt: skip
