@@ -97,17 +97,18 @@ def together(places: Sequence[Place]) -> Place:
     return Place(path, ", ".join(lines))
 
 
-def measured_timelines(
-    artifact: Artifact, records: Sequence[Record], title: str | None = None
-) -> tuple[Timeline, ...]:
-    """The prefill and the last decode step, each from its own start. `title` is that of the plan."""
-    steps = records[0]["steps"] if records else []
-    name = title or artifact.manifest["plan"]
+def measured_timelines(artifact: Artifact, records: Sequence[Record]) -> tuple[Timeline, ...]:
+    """The prefill and the last decode step, each from its own start.
+
+    Their titles are those that a prediction of the same step has: plan, phase, batch and length.
+    """
+    first = records[0]
+    steps = first["steps"]
     found = []
     for number in dict.fromkeys((0, len(steps) - 1)):
-        if 0 <= number < len(steps):
-            phase = steps[number][0]
-            found.append(measured(artifact, records, f"{name}, {phase}", range(number, number + 1)))
+        size = f"batch {first['batch']} x {first['tokens'] + number}"
+        title = f"{artifact.manifest['plan']}, {steps[number][0]}, {size}"
+        found.append(measured(artifact, records, title, (number,)))
     return tuple(found)
 
 
