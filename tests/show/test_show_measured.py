@@ -252,6 +252,9 @@ def test_bytes_are_those_that_the_transport_counts(built: Artifact) -> None:
         "all_reduce", "all_gather", "all_to_all", "reduce_scatter", "exchange", "barrier"
     ]  # fmt: skip
     sums = [sum(size for _, size in given(0, one)) for one in calls]
+    assert [sorted(target for target, _ in given(0, one)) for one in calls] == [
+        [1], [1], [1, 2], [1], [1], []
+    ]  # fmt: skip
     assert sums == [2 * 96 * 2 // 3, 2 * 96, 2 * 32, 2 * 32, 96, 0]
     assert all(one["begin"] <= one["end"] for one in calls) and [one["at"] for one in calls] == [
         7, 8, 9, 10, 13, 14
