@@ -19,7 +19,6 @@ FLOORS = {
     "plancc/codegen": ("dsl", "ir", "codegen"),
     "plancc/balance": ("balance",),
     "runtime": ("dsl", "ir", "ops", "balance", "runtime"),
-    "plancc/show": ("dsl", "ir", "runtime", "simulate", "show"),
     "plancc/verify": ("dsl", "ir", "ops", "passes", "codegen", "runtime", "verify", "compiler", "models"),
     "plancc/simulate": (*BELOW, "simulate"),
     "plancc/show": (*BELOW, "simulate", "show"),
