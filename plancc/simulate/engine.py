@@ -217,14 +217,8 @@ class Engine:
             if moved is not None:
                 yield (moved,)
                 step = process.queue[int(moved[2])][0]  # type: ignore[call-overload]
-                self.finish(
-                    number,
-                    step,
-                    call,
-                    self.facts[moved],
-                    self.posted[moved],
-                    f"wait for {step.label.name}",
-                )
+                name = f"wait for {step.label.name}"
+                self.finish(number, step, call, self.facts[moved], self.posted[moved], name)
         elif item.kind == "send":
             yield ()
             self.send(number, item, call)
