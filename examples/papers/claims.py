@@ -50,8 +50,9 @@ def tpot(results: Results) -> tuple[str, str]:
         for batch, (one, best, plain) in found.items()
     )
     most = [max(column) for column in zip(*found.values(), strict=True)]
-    return f"against one micro-batch / the best / the best plain plan on 40 devices: {text}", verdict(
-        3.2, most[0], most[1]
+    return (
+        f"against one micro-batch / the best / the best plain plan on 40 devices: {text}",
+        verdict(3.2, most[0], most[1]),
     )
 
 
@@ -88,17 +89,23 @@ def linear(results: Results) -> tuple[str, str]:
 def pool_use(results: Results) -> tuple[str, str]:
     """85 to 92 % against 45 to 60 %."""
     rows = [results.best(name, "decode", 1024, LONG) for name in ("pool", "pool2", "heads2")]
-    one, best = (results.one("base", "decode", 1024, LONG), results.best("base", "decode", 1024, LONG))
+    one, best = (
+        results.one("base", "decode", 1024, LONG),
+        results.best("base", "decode", 1024, LONG),
+    )
     parts = []
     for row, name in zip(rows, ("in blocks", "ping-pong", "by heads, ping-pong"), strict=True):
         busy = {mesh.split("@")[0]: value for mesh, value in row["busy_by_mesh"].items()}
         whole = share(row["utilisation"]["busy"])
-        parts.append(f"{name} {share(busy['fa'])} in the pool, {share(busy['base'])} in the base, {whole} of all 40")
+        two = f"{share(busy['fa'])} in the pool, {share(busy['base'])} in the base"
+        parts.append(f"{name} {two}, {whole} of all 40")
     text = (
         f"busy at batch 1024: {'; '.join(parts)}; baseline {share(one['utilisation']['busy'])} with one "
         f"micro-batch, {share(best['utilisation']['busy'])} with {best['microbatches']}"
     )
-    pool_best = max(value for row in rows for mesh, value in row["busy_by_mesh"].items() if mesh != "base")
+    pool_best = max(
+        value for row in rows for mesh, value in row["busy_by_mesh"].items() if mesh != "base"
+    )
     reached = pool_best >= 0.85 and one["utilisation"]["busy"] <= 0.6
     return text, AGAINST_ONE if reached else MISSED
 
@@ -170,8 +177,8 @@ def ma_tps(results: Results) -> tuple[str, str]:
             gained = [change(gain(row, best_row) or 0.0) for row in against]
             found[f"{phase}, FFN {ffn:,}, best ratio"] = " / ".join(gained)
     text = (
-        f"decode, batch 1024 (it is the same measurement: 1 / 0.658 = 1.52): {change(one)} / {change(best)} / "
-        f"{change(plain)}; against the best baseline / DP 16 + EP 16 in "
+        f"decode, batch 1024 (it is the same measurement: 1 / 0.658 = 1.52): {change(one)} / "
+        f"{change(best)} / {change(plain)}; against the best baseline / DP 16 + EP 16 in "
         + "; ".join(f"{name}: {value}" for name, value in found.items())
     )
     return text, verdict(1.528, one, best)
@@ -213,11 +220,12 @@ def ma_even(results: Results) -> tuple[str, str]:
 
 def ma_energy(results: Results) -> tuple[str, str]:
     """-33.9 %."""
-    rows = [moe.at(results, "ma2"), moe.base_one(results), moe.at(results, "moe_base"), moe.at(results, "dp_ep")]
+    base, plain_row = moe.at(results, "moe_base"), moe.at(results, "dp_ep")
+    rows = (moe.at(results, "ma2"), moe.base_one(results), base, plain_row)
     mine, one, best, plain = (row["energy_j_per_token"] for row in rows)
     text = (
-        f"{mine:.3f} J a token against {one:.3f} with one micro-batch ({change(mine / one)}), {best:.3f} with "
-        f"the best ({change(mine / best)}), {plain:.3f} under DP 16 + EP 16 ({change(mine / plain)})"
+        f"{mine:.3f} J a token against {one:.3f} with one micro-batch ({change(mine / one)}), "
+        f"{best:.3f} with the best ({change(mine / best)}), {plain:.3f} under DP 16 + EP 16 ({change(mine / plain)})"
     )
     return text, verdict(1 / 0.661, one / mine, best / mine)
 
@@ -250,7 +258,10 @@ def ma_together(results: Results) -> tuple[str, str]:
 
 def ma_significance(results: Results) -> tuple[str, str]:
     """p < 0.001."""
-    return "a simulation gives one figure, the same each time; it says nothing about scatter", UNSAID
+    return (
+        "a simulation gives one figure, the same each time; it says nothing about scatter",
+        UNSAID,
+    )
 
 
 FA_POOL = (

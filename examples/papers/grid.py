@@ -108,7 +108,9 @@ def measure(wanted: Sequence[Point], say: Say = print) -> Record:
             said.update(dict.fromkeys(subject_at(point).assumptions))
         if at % 100 == 0:
             say(f"{at} of {len(wanted)} points, {time.monotonic() - begun:.0f} s")
-    say(f"{len(wanted)} points, {time.monotonic() - begun:.0f} s; the slowest {slow[0]:.1f} s: {slow[1]}")
+    say(
+        f"{len(wanted)} points, {time.monotonic() - begun:.0f} s; the slowest {slow[0]:.1f} s: {slow[1]}"
+    )
     return {"facts": facts(list(said)), "rows": records}
 
 

@@ -98,7 +98,8 @@ def full(row: Record, label: str = "") -> list[str]:
     return [
         *head, lasts(row), number(row["tps"]), number(row["tps_per_device"]),
         share(row["utilisation"]["busy"]), parts, share(row["utilisation"]["mfu"]),
-        share(row["comm_share"]), share(row["exposed_comm_share"]), share(row["bubble_share"]), f"{memory} GB",
+        share(row["comm_share"]), share(row["exposed_comm_share"]), share(row["bubble_share"]),
+        f"{memory} GB",
     ]  # fmt: skip
 
 

@@ -68,6 +68,7 @@ Predicted TPOT, each step with the whole batch; in brackets how many micro-batch
 
 def decode_words(results: Results) -> str:
     """The table in sentences."""
+
     def ratio(batch: int, against: Record) -> str:
         return times(gain(against, results.fastest(POOLS, "decode", batch, LONG)))
 
@@ -99,7 +100,10 @@ def rows(results: Results) -> str:
         lines = [
             full(results.one("base", "decode", batch, LONG)),
             full(results.best("base", "decode", batch, LONG)),
-            *(full(results.best(name, "decode", batch, LONG)) for name in (*POOLS, "shared", *PLAIN)),
+            *(
+                full(results.best(name, "decode", batch, LONG))
+                for name in (*POOLS, "shared", *PLAIN)
+            ),
         ]
         found.append(f"Batch {batch}, {LONG:,} tokens, decode:\n\n{table(FULL, lines)}")
     lines = [
@@ -168,13 +172,15 @@ def crossing_words(results: Results) -> str:
               if (n := overtakes(results, POOLS, "decode", batch, "base", how)) is not None]
         for how in ("one", "best")
     }  # fmt: skip
-    one, best = (f"{tokens(min(found[how]))} to {tokens(max(found[how]))}" for how in ("one", "best"))
+    one, best = (
+        f"{tokens(min(found[how]))} to {tokens(max(found[how]))}" for how in ("one", "best")
+    )
     few = overtakes(results, POOLS, "decode", 1, "replicas", "best")
     far = [results.best(name, "decode", 1, FAR) for name in ("replicas", "heads")]
     lost = results.best("heads2", "decode", 1024, LONG)
     best_plain = results.fastest(PLAIN, "decode", 1024, LONG)
-    return f"""Tokens in flight decide, not length: up to batch 64 the pool overtakes the baseline with one micro-batch
-at {one} tokens in flight, and the best baseline at {best}. Its own ground is one long sequence: five
+    return f"""Tokens in flight decide, not length: up to batch 64 the pool overtakes the baseline with
+one micro-batch at {one} tokens in flight, and the best baseline at {best}. Its own ground is one long sequence: five
 replicas cannot share it, and from {from_on(few, 1)} tokens on the pool is faster ({times(gain(*far))} at
 {FAR:,}). Where there are enough sequences for all replicas, plain replicas on the same 40 devices are as
 fast or faster ({lasts(best_plain)} against {lasts(lost)} at batch 1024 and {LONG:,} tokens), and they
@@ -197,7 +203,9 @@ def growth(results: Results) -> str:
             ])  # fmt: skip
     fixed = []
     for batch in (64, 1024):
-        rows = [results.best(case, "decode", batch, LONG) for case in ("pool_8", "pool_16", "pool2")]
+        rows = [
+            results.best(case, "decode", batch, LONG) for case in ("pool_8", "pool_16", "pool2")
+        ]
         fixed.append([str(batch), *(lasts(row) for row in rows)])
     return f"""### Growing with the sequence
 
@@ -258,7 +266,15 @@ def others(results: Results) -> str:
                 what, CASES[name].label, str(found[0]["devices"]), lasts(found[0]),
                 share(found[0]["comm_share"]), lasts(found[1]), share(found[1]["comm_share"]),
             ])  # fmt: skip
-    head = ["what", "plan", "devices", "TPOT, batch 64", "communication", "TPOT, batch 1024", "communication"]
+    head = [
+        "what",
+        "plan",
+        "devices",
+        "TPOT, batch 64",
+        "communication",
+        "TPOT, batch 1024",
+        "communication",
+    ]
     one, nic = (results.best(name, "decode", 1024, LONG) for name in ("pool", "pool_nic"))
     ratio = gain(nic, one) or 0.0
     grouped = {

@@ -17,7 +17,9 @@ def section(results: Results) -> str:
     return "\n\n".join(part(results) for part in (decode, widths, training, scaling))
 
 
-def at(results: Results, name: str, phase: str = "decode", batch: int = MANY, ffn: int = WIDE) -> Record:
+def at(
+    results: Results, name: str, phase: str = "decode", batch: int = MANY, ffn: int = WIDE
+) -> Record:
     """The row of a plan at the papers' length."""
     case = name if name in CASES else f"{name}@{ffn}"
     return results.best(case, phase, batch, MOE_LENGTH)
@@ -71,7 +73,14 @@ def widths(results: Results) -> str:
                 CASES[fastest["case"]].label.split(",")[0], times(gain(found[0], fastest)),
                 times(gain(found[1], fastest)),
             ])  # fmt: skip
-        head = ["expert FFN", "TP 8 x PP 2, best", "DP 16 + EP 16", "MA 12 : 4", "MA 8 : 8", "MA 4 : 12"]
+        head = [
+            "expert FFN",
+            "TP 8 x PP 2, best",
+            "DP 16 + EP 16",
+            "MA 12 : 4",
+            "MA 8 : 8",
+            "MA 4 : 12",
+        ]
         head += ["best ratio", "against TP 8 x PP 2", "against DP 16 + EP 16"]
         title = f"Tokens/s of {phase}, batch {batch} x {MOE_LENGTH:,}, all on 16 devices"
         parts.append(f"{title}:\n\n{table(head, lines, 0)}")

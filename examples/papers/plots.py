@@ -29,7 +29,11 @@ def powers(n: int) -> str:
 
 
 def curve(
-    results: Results, case: str, phase: str, batch: int, row_of: Callable[[str, str, int, int], Record]
+    results: Results,
+    case: str,
+    phase: str,
+    batch: int,
+    row_of: Callable[[str, str, int, int], Record],
 ) -> list[tuple[float, float]]:
     """(length, milliseconds) of a case, where it fits."""
     found = []

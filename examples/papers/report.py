@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from textwrap import fill
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -22,6 +23,7 @@ from papers.look import Results, table  # noqa: E402
 from papers.plots import PICTURES  # noqa: E402
 
 STORED, PAGE = HERE / "results.json", HERE / "README.md"
+WIDTH = 118
 BEGIN, END = "<!-- predicted -->", "<!-- end of predicted -->"
 
 
@@ -40,7 +42,16 @@ def page_text(found: Record, page: str) -> str:
     ))  # fmt: skip
     before, _, rest = page.partition(BEGIN)
     after = rest.partition(END)[2]
-    return f"{before}{BEGIN}\n\n{body}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{filled(body)}\n\n{END}{after}"
+
+
+def filled(body: str) -> str:
+    """The paragraphs of a page in lines of equal length; tables, lists, titles and commands as they are."""
+    found = []
+    for block in body.split("\n\n"):
+        plain = not block.startswith(("|", "#", "-", "!", "```"))
+        found.append(fill(block, WIDTH, break_on_hyphens=False) if plain else block)
+    return "\n\n".join(found)
 
 
 def ground(results: Results) -> str:
@@ -66,16 +77,19 @@ def commands(results: Results) -> str:
     """Which plan files the rows are of."""
     used = dict.fromkeys(row["case"] for row in results.rows)
     lines = [[CASES[name].label, f"`{CASES[name].command}`"] for name in used if "@" not in name]
-    lines += [[CASES[name].label, f"`{CASES[name].command}`"] for name in used if name.endswith("@16384")]
+    lines += [
+        [CASES[name].label, f"`{CASES[name].command}`"] for name in used if name.endswith("@16384")
+    ]
     rows = table(["row", "plan file and parameters"], lines, 2)
     return f"""## The plans
 
 Any row again, with those of another length or batch beside it:
 
 ```
-plancc simulate examples/papers/plans/fa_pool.plan --set p=32 --set long=255 --set depth=1 --set batches=2 \\
-    --model examples/papers/models.py:dense --dtype bf16 --cluster examples/clusters/{results.facts["cluster"]}.json \\
-    --phase decode --batch 64 --seq-len 8192,16384
+plancc simulate examples/papers/plans/fa_pool.plan \\
+    --set p=32 --set long=255 --set depth=1 --set batches=2 \\
+    --model examples/papers/models.py:dense --dtype bf16 \\
+    --cluster examples/clusters/{results.facts["cluster"]}.json --phase decode --batch 64 --seq-len 8192,16384
 ```
 
 {rows}"""
