@@ -225,7 +225,8 @@ def ma_energy(results: Results) -> tuple[str, str]:
     mine, one, best, plain = (row["energy_j_per_token"] for row in rows)
     text = (
         f"{mine:.3f} J a token against {one:.3f} with one micro-batch ({change(mine / one)}), "
-        f"{best:.3f} with the best ({change(mine / best)}), {plain:.3f} under DP 16 + EP 16 ({change(mine / plain)})"
+        f"{best:.3f} with the best ({change(mine / best)}), "
+        f"{plain:.3f} under DP 16 + EP 16 ({change(mine / plain)})"
     )
     return text, verdict(1 / 0.661, one / mine, best / mine)
 

@@ -49,7 +49,7 @@ def by_length(results: Results, phase: str, batch: int, cases: Sequence[str], wh
     lines = [
         Line("TP 8 x PP 2, one micro-batch", curve(results, "base", phase, batch, results.one),
              GREY, dash="5 4", mark=""),
-        Line("TP 8 x PP 2, best of 1 to 4", curve(results, "base", phase, batch, results.best), "#000000"),
+        Line("TP 8 x PP 2, the best", curve(results, "base", phase, batch, results.best), "#000000"),
     ]  # fmt: skip
     for case in cases:
         points = curve(results, case, phase, batch, results.best)
@@ -57,7 +57,9 @@ def by_length(results: Results, phase: str, batch: int, cases: Sequence[str], wh
     ticks = names(list(lengths(results, "base", phase, batch)))
     title = f"{what} (ms) by length, batch {batch}, predicted"
     heights = [y for line in lines for _, y in line.points]
-    marks = [m for m in ROUND if min(heights) / 2.5 <= m <= max(heights) * 2.5]
+    first = max(m for m in ROUND if m <= min(heights))
+    last = min(m for m in ROUND if m >= max(heights))
+    marks = [m for m in ROUND if first <= m <= last]
     y = Axis("ms", True, marks[0], marks[-1], [(m, f"{m:g}") for m in marks])
     return Chart(title, lines, x=Axis("length", True, ticks=ticks), y=y, height=260)
 
@@ -119,8 +121,9 @@ def ma_ffn(results: Results) -> str:
             for name, label in cases.items()
         ]  # fmt: skip
         ticks = [(float(ffn), f"{ffn:,}") for ffn in FFNS]
+        what = phase.replace("train", "training")
         charts.append(Chart(
-            f"1000 tokens/s of {phase} by expert FFN, batch {batch}, 16 devices, predicted", lines,
+            f"1000 tokens/s of {what} by expert FFN, batch {batch}, 16 devices, predicted", lines,
             x=Axis("expert FFN", True, ticks=ticks), y=Axis("1000 tokens/s", low=0), height=200,
         ))  # fmt: skip
     return picture(charts)

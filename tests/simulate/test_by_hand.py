@@ -1,7 +1,7 @@
 """Compiled plans of tiny models on a made-up cluster, against times that were worked out with a pencil.
 
-The devices do 50 FLOP/s and move 100 bytes/s, with no launch. Within a node an all-reduce takes 1 s and goes
-at 10 bytes/s, the other verbs take 0.5 s; a message takes 0.5 s and goes at 16 bytes/s. All values are float32.
+The devices do 50 FLOP/s and move 100 bytes/s, with no launch. An all-reduce takes 1 s and goes at 10 bytes/s,
+the other verbs take 0.5 s; a message takes 0.5 s and goes at 16 bytes/s. All values are float32.
 """
 
 from __future__ import annotations
@@ -194,11 +194,11 @@ def test_one_pool_step(tmp_path: Path) -> None:
     10.32. q goes to both (64 bytes, the link until 7.92, there at 8.42); the second owns position 7 and also
     gets k (32 bytes, from 7.92 to 9.92, there at 10.42) and v (10.32 to 12.32, there at 12.82).
     Pool: attention over 4 keys reads 32 + 128 + 128 bytes and writes 32 + 8: 3.28 s. The first has ended at
-    11.7; the second appends (64 read, 64 written: 1.28 s) from 12.82 on and has ended at 17.38. They swap heads:
-    0.5 s + half of 40 bytes at 10 bytes/s = 2.5 s. The merge reads and writes 40 bytes, reads 2 x 20 and writes
-    20: 1.4 s, until 21.28. Each sends its head, 16 bytes, 1 s; both come in by the base's port one after the
-    other: 21.28 + 2. Base: o 3.2, head 3.2, argmax 40 bytes 0.4: 30.08. The token goes to two ranks, 8 bytes
-    each: 0.5 + 2 * 0.5. A step takes 31.58 s.
+    11.7; the second appends (64 read, 64 written: 1.28 s) from 12.82 on and has ended at 17.38. They swap
+    heads: 0.5 s + half of 40 bytes at 10 bytes/s = 2.5 s. The merge reads and writes 40 bytes, reads 2 x 20
+    and writes 20: 1.4 s, until 21.28. Each sends its head, 16 bytes, 1 s; both come in by the base's port one
+    after the other: 21.28 + 2. Base: o 3.2, head 3.2, argmax 40 bytes 0.4: 30.08. The token goes to two
+    ranks, 8 bytes each: 0.5 + 2 * 0.5. A step takes 31.58 s.
     """
     plan = """
 model any { seq_len in 1..64 }
@@ -223,8 +223,8 @@ place op attention on fa {
 def test_one_dispatch(tmp_path: Path) -> None:
     """Four tokens of one rank to one of two experts each, on two other ranks; a router that is even.
 
-    Embedding 160 bytes, 1.6 s; router [4, 4] x [4, 2] 64 FLOP, 1.28 s; topk and softmax 80 + 32 bytes, 1.12 s;
-    route 56 bytes, 0.56 s: 4.56. Two of the four tokens go to each rank: counts of 8 bytes (16 in all: 1 s on
+    Embedding 160 bytes, 1.6 s; router [4, 4] x [4, 2] 64 FLOP, 1.28 s; topk and softmax 80 + 32 bytes,
+    1.12 s; route 56 bytes, 0.56 s: 4.56. Two of the four tokens go to each rank: counts of 8 bytes (16 in all: 1 s on
     the link), rows of 32 bytes (4 s), choices of 16 (2 s) and weights of 8 (1 s), there at 6.06, 10.06, 12.06
     and 13.06. An expert is in use with probability 1 - 1/2^4 = 15/16, so 120 bytes of its 128 are read.
     Experts: zeros 32 and a gather of 32 + 32 bytes, 0.96 s; up [2, 4] x [4, 8] 128 FLOP, 2.56 s; relu 64 + 64
