@@ -226,7 +226,7 @@ def test_one_dispatch(tmp_path: Path) -> None:
     Embedding 160 bytes, 1.6 s; router [4, 4] x [4, 2] 64 FLOP, 1.28 s; topk and softmax 80 + 32 bytes,
     1.12 s; route 56 bytes, 0.56 s: 4.56. Two of the four tokens go to each rank: counts of 8 bytes (16 in
     all: 1 s on the link), rows of 32 bytes (4 s), choices of 16 (2 s) and weights of 8 (1 s), there at 6.06,
-    10.06, 12.06 and 13.06. An expert is in use with probability 1 - 1/2^4 = 15/16: 120 of its 128 bytes are read.
+    10.06, 12.06 and 13.06. An expert is in use with probability 1 - 1/2^4, so 120 of its 128 bytes are read.
     Experts: zeros 32 and a gather of 32 + 32 bytes, 0.96 s; up [2, 4] x [4, 8] 128 FLOP, 2.56 s; relu 64 + 64
     bytes, 1.28 s; down 2.56 s; weights 32 + 32 and sum 64 + 32 bytes, 1.6 s: 22.02. Results of 32 bytes take
     2 s each through the port of the first rank: 26.02. The sum with the tokens: 192 bytes, 1.92 s.
