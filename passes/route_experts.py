@@ -92,7 +92,9 @@ def call_experts(
     known = {arg: Ref(held.name) for arg, held in zip(TOKEN_ARGS, rows, strict=True)}
     local = work.local_operands(binding, plan, origin, known)
     call, args, kwargs = localise_node(node, binding, work.named.shapes, plan, local)
-    kwargs = {name: arg for name, arg in kwargs.items() if name != "total"}  # checked where they chose
+    kwargs = {
+        name: arg for name, arg in kwargs.items() if name != "total"
+    }  # checked where they chose
     weight = next(
         layout for o, layout in zip(binding.operands, plan.operands, strict=True)
         if o.arg not in TOKEN_ARGS

@@ -214,38 +214,15 @@ def page_text(found: dict[str, Any], page: str) -> str:
 def picture_text(found: dict[str, Any]) -> str:
     """losses.svg: the curves, and below them how far each is from one device."""
     compared = [run for run in RUNS if run.name != run.base]
+    dashes = f"3 {3 * len(compared) - 3}"
     curves = found["fp32"]
     lines = [
         Line(run.what, list(enumerate(curves[run.name], 1)), run.colour, 5, opacity=0.3)
         for run in RUNS
         if run.name == run.base
     ]
-<<<<<<< HEAD
-    for run in RUNS:
-        if run.name == run.base:
-            out.append(tops.curve(curves[run.name], run.colour, 5, ' opacity="0.3"'))
-    others = [run for run in RUNS if run.name != run.base]
-    for index, run in enumerate(others):
-        dashes = f' stroke-dasharray="3 {3 * len(others) - 3}" stroke-dashoffset="{3 * index}"'
-        out.append(tops.curve(curves[run.name], run.colour, 2, dashes))
-    out += low.frame(
-        "largest relative difference from one device so far (dotted: float64)",
-        [(v, f"1e{v}") for v in range(-16, 1, 2)],
-    )
-    for value, text in limits():
-        y = low.y(log10(value))
-        out.append(line(70, y, 630, y, "#cc0000", ' stroke-dasharray="6 4"'))
-        out.append(f'<text x="110" y="{y - 5:.1f}" fill="#cc0000" font-size="10">{text}</text>')
-    for run in RUNS:
-        for precision, dots in (("fp32", ""), ("fp64", ' stroke-dasharray="2 3"')):
-            far = apart(found[precision][run.name], found[precision][run.base])
-            if run.name != run.base:
-                heights = [log10(max(v, 1e-30)) for v in far]
-                out.append(low.curve(heights, run.colour, 1.5, dots))
-    return "\n".join([*out, *legend(), "</svg>"]) + "\n"
-=======
     lines += [
-        Line(run.what, list(enumerate(curves[run.name], 1)), run.colour, dash="3 24", shift=3 * at)
+        Line(run.what, list(enumerate(curves[run.name], 1)), run.colour, dash=dashes, shift=3 * at)
         for at, run in enumerate(compared)
     ]
     far = [
@@ -266,7 +243,6 @@ def picture_text(found: dict[str, Any]) -> str:
         ),
     ]  # fmt: skip
     return picture(charts, [key_of(run) for run in RUNS])
->>>>>>> show
 
 
 def limits() -> list[tuple[float, str]]:

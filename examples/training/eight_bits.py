@@ -19,7 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from curves import TEXT, Panel, facts, line
+from curves import TEXT, facts
+
+from plancc.show.plot import Axis, Chart, Line, picture
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent
@@ -163,34 +165,34 @@ def mean_curve(rows: list[list[float]]) -> list[float]:
 
 def picture_text(found: dict[str, Any]) -> str:
     """eight_bits.svg: every run and the means; below them the differences by seed, over `LAST` steps."""
-    steps = found["steps"]
-    tops, low = Panel(70, 40, 560, 250, steps, 1, 6.2), Panel(70, 350, 560, 160, steps, -0.05, 0.05)
-    out = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 550" width="900" height="550" '
-        'font-family="sans-serif" font-size="12" fill="#222222">',
-        '<rect width="900" height="550" fill="#ffffff"/>',
-        *tops.frame(
-            f"loss by step, mean over {len(SEEDS)} seeds", [(v, str(v)) for v in range(1, 7)]
-        ),
-    ]
-    styles = {"exact": (5, ' opacity="0.35"'), "eight": (1.2, "")}
+    styles = {"exact": (5, 0.35), "eight": (1.2, 1)}
     rows = {name: runs_of(found, name) for name in NAMES}
-    for name, (_, colour) in NAMES.items():
-        out.append(tops.curve(mean_curve(rows[name]), colour, *styles[name]))
-    ticks = [(v / 40, f"{v / 40:+.3f}" if v else "0") for v in range(-2, 3)]
-    out += low.frame(f"int8 less float32, mean of the {LAST} steps so far (thin: each seed)", ticks)
+    means = [
+        curve(mean_curve(rows[name]), f"gradients in {words}", colour, *styles[name])
+        for name, (words, colour) in NAMES.items()
+    ]
     apart = [
         [b - a for a, b in zip(one, other, strict=True)]
         for one, other in zip(rows["exact"], rows["eight"], strict=True)
     ]
-    for gaps in apart:
-        out.append(low.curve(smooth(gaps), NAMES["eight"][1], 0.8, ' opacity="0.35"'))
-    out.append(low.curve(smooth(mean_curve(apart)), NAMES["eight"][1], 2))
-    for y, (name, (words, colour)) in zip((52, 72), NAMES.items(), strict=True):
-        width, extra = styles[name]
-        out.append(line(650, y - 4, 676, y - 4, colour, f' stroke-width="{width}"{extra}'))
-        out.append(f'<text x="684" y="{y}">gradients in {words}</text>')
-    return "\n".join([*out, "</svg>"]) + "\n"
+    red = NAMES["eight"][1]
+    gaps = [curve(smooth(gap), "", red, 0.8, 0.35) for gap in apart]
+    gaps.append(curve(smooth(mean_curve(apart)), "", red, 2, 1))
+    steps = Axis("step", ticks=[(n, str(n)) for n in (1, *range(50, found["steps"] + 1, 50))])
+    ticks = [(v / 40, f"{v / 40:+.3f}" if v else "0") for v in range(-2, 3)]
+    charts = [
+        Chart(f"loss by step, mean over {len(SEEDS)} seeds", means, x=steps, y=Axis(low=1, high=6.2)),
+        Chart(
+            f"int8 less float32, mean of the {LAST} steps so far (thin: each seed)", gaps, x=steps,
+            y=Axis(low=-0.05, high=0.05, ticks=ticks), height=160,
+        ),
+    ]  # fmt: skip
+    return picture(charts)
+
+
+def curve(values: list[float], name: str, colour: str, width: float, opacity: float) -> Line:
+    """A line through one value a step."""
+    return Line(name, list(enumerate(values, 1)), colour, width, opacity=opacity)
 
 
 def smooth(values: list[float]) -> list[float]:

@@ -65,6 +65,7 @@ class _Meeting:
     came: int = 0
     begin: float = 0.0
     seconds: float = 0.0
+    latest: int = -1
 
 
 class Process:
@@ -169,7 +170,13 @@ class Engine:
         process = self.processes[number]
         if call.needs:
             yield call.needs
-            self.wait(number, max(self.facts[fact] for fact in call.needs), call, None)
+            self.wait(
+                number,
+                max(self.facts[fact] for fact in call.needs),
+                call,
+                None,
+                "wait for the token",
+            )
         before = process.live
         for item in call.script.get(call.name, ()):
             yield from self.item(number, item, call)
@@ -197,7 +204,7 @@ class Engine:
             fact = self.arrive(number, item, process.clock, "")
             yield (fact,)
             meeting = self.meetings[fact]
-            self.wait(number, meeting.begin, call, item)
+            self.wait(number, meeting.begin, call, item, self.waiting_for(meeting.latest))
             self.move(number, item, call, meeting.seconds)
         elif item.kind == "start":
             if call.last or not item.last:
@@ -210,7 +217,8 @@ class Engine:
             if moved is not None:
                 yield (moved,)
                 step = process.queue[int(moved[2])][0]  # type: ignore[call-overload]
-                self.finish(number, step, call, self.facts[moved], self.posted[moved])
+                name = f"wait for {step.label.name}"
+                self.finish(number, step, call, self.facts[moved], self.posted[moved], name)
         elif item.kind == "send":
             yield ()
             self.send(number, item, call)
@@ -240,7 +248,8 @@ class Engine:
         fact: Fact = ("met", *key, process.counts[key])
         meeting = self.meetings.setdefault(fact, _Meeting())
         meeting.came += 1
-        meeting.begin = max(meeting.begin, clock)
+        if clock >= meeting.begin:
+            meeting.begin, meeting.latest = clock, number
         meeting.seconds = max(meeting.seconds, item.seconds)
         if meeting.came == len(item.group):
             self.tell(fact, meeting.begin)
@@ -274,11 +283,17 @@ class Engine:
             self.tell(moved, process.side)
             at += 1
 
-    def finish(self, number: int, item: Item, call: Call, end: float, seconds: float) -> None:
+    def waiting_for(self, number: int) -> str:
+        """What a wait is called."""
+        return f"wait for {self.actors[number].name}"
+
+    def finish(
+        self, number: int, item: Item, call: Call, end: float, seconds: float, name: str
+    ) -> None:
         """Wait for a move under way that ends at `end` and takes `seconds`."""
         process = self.processes[number]
         exposed = min(max(0.0, end - process.clock), seconds)
-        self.wait(number, end - exposed, call, item)
+        self.wait(number, end - exposed, call, item, name)
         begin, process.clock = process.clock, process.clock + exposed
         process.tally.exposed += exposed
         if exposed:
@@ -311,9 +326,10 @@ class Engine:
             end = max(end, taken)
         seconds = max(m.latency for m in item.messages) + sum(m.busy for m in item.messages)
         process.tally.moving += seconds
-        self.finish(number, item, call, end, seconds)
+        last = max(pairs, key=lambda pair: self.facts[pair[0]] + pair[1].latency)[1]
+        self.finish(number, item, call, end, seconds, self.waiting_for(last.peer))
 
-    def wait(self, number: int, until: float, call: Call, item: Item | None) -> None:
+    def wait(self, number: int, until: float, call: Call, item: Item | None, name: str) -> None:
         """Stand still until somebody else is there."""
         process = self.processes[number]
         if until > process.clock:
@@ -322,7 +338,7 @@ class Engine:
                 label = item.label if item is not None else None
                 self.spans_of(number).append(
                     Span(
-                        number, COMPUTE, label.name if label else "token", "wait", begin, until,
+                        number, COMPUTE, name, "wait", begin, until,
                         label.path if label else "", label.line if label else "", call.batch,
                     )
                 )  # fmt: skip

@@ -232,6 +232,8 @@ def best_lines(one: Facts) -> list[str]:
     held = [f"{sizes_words(step['sizes'])} when seq_len > {step['seq_len'] - 1}" for step in others]
     steps = ", then ".join([sizes_words(first["sizes"]), *held])
     lines.append(f"  the fastest at every length: {steps} ({duration(one['steps_seconds'])})")
+    if one["base_seconds"] is not None and one["base_seconds"] <= one["seconds"]:
+        lines.append("  over these lengths the base alone is as fast: the pool does not pay")
     if one["full"] is not None:
         lines.append(f"  from {one['full']:.0f} on the base alone does not fit in memory")
     if one["left_out"]:

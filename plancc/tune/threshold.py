@@ -232,7 +232,9 @@ class Lengths:
         return tuple(found)
 
     def turn(self, left: int, right: int, last: Sizes, sizes: Sizes) -> int:
-        """The length from which some pool sizes are faster than the last ones."""
+        """The length from which some pool sizes are faster than the last ones, from `left` on."""
+        if self.seconds(last, left) > self.seconds(sizes, left):
+            return left
         return narrowed(
             left, right, lambda n: int(self.seconds(last, n) > self.seconds(sizes, n)), 0
         )

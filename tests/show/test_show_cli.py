@@ -49,7 +49,10 @@ def test_a_run_writes_a_trace_and_a_page(
     assert {event["pid"] for event in sums} == {0, 1}
     assert {event["args"]["module"] for event in sums} >= {"layers.1.mlp.down_proj"}
     data = json.loads(Page(page.read_text()).scripts[0])
-    assert [group["title"] for group in data["groups"]] == ["tp, prefill", "tp, decode"]
+    assert [group["title"] for group in data["groups"]] == [
+        "tp, prefill, batch 1 x 6",
+        "tp, decode, batch 1 x 7",
+    ]
     assert not any(t["predicted"] for group in data["groups"] for t in group["timelines"])
     assert "take turns on one core" in section(page, "assumptions")
     assert "tp 0" in section(page, "layout")

@@ -119,7 +119,11 @@ def test_the_first_stage_waits_for_the_second() -> None:
 
 def test_layers_are_numbers_between_dots() -> None:
     assert any_layer("layers.12.mlp.experts.3") == "layers.*.mlp.experts.*"
-    assert any_layer("block2.conv") == "block2.conv" and any_layer("") == ""
+    assert (
+        any_layer("receive add_l3_0of2") == "receive add_l*_0of2"
+        and any_layer("add_l12") == "add_l*"
+    )
+    assert any_layer("block2.conv_last2") == "block2.conv_last2" and any_layer("") == ""
 
 
 def test_peaks_know_their_budgets() -> None:

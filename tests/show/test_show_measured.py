@@ -84,14 +84,14 @@ def test_the_first_one_waits_for_the_last(by_hand: Artifact) -> None:
     both = {"group": [0, 1]}
     records = [
         {
-            "rank": 0, "steps": [["prefill", 0, 10.0, 20.0]],
+            "rank": 0, "batch": 2, "tokens": 6, "steps": [["prefill", 0, 10.0, 20.0]],
             "calls": [
                 call("all_reduce", 2, 12.0, 16.0, **both),
                 call("exchange", 4, 18.0, 18.5, sends=[[1, 3, 0]], takes=[]),
             ],
         },
         {
-            "rank": 1, "steps": [["prefill", 0, 10.5, 19.0]],
+            "rank": 1, "batch": 2, "tokens": 6, "steps": [["prefill", 0, 10.5, 19.0]],
             "calls": [
                 call("all_reduce", 2, 15.0, 16.0, **both),
                 call("exchange", 4, 16.5, 18.75, sends=[], takes=[[0, 3, 0]]),
@@ -124,14 +124,14 @@ def test_messages_of_one_channel_arrive_in_order(by_hand: Artifact) -> None:
     """Two messages over channels 1 and 0; the first receive is of channel 0, which is sent last."""
     records = [
         {
-            "rank": 0, "steps": [["prefill", 0, 0.0, 9.0]],
+            "rank": 0, "batch": 2, "tokens": 6, "steps": [["prefill", 0, 0.0, 9.0]],
             "calls": [
                 call("exchange", 2, 1.0, 1.5, sends=[[1, 4, 1]], takes=[]),
                 call("exchange", 4, 5.0, 5.5, sends=[[1, 4, 0]], takes=[]),
             ],
         },
         {
-            "rank": 1, "steps": [["prefill", 0, 0.0, 9.0]],
+            "rank": 1, "batch": 2, "tokens": 6, "steps": [["prefill", 0, 0.0, 9.0]],
             "calls": [
                 call("exchange", 2, 2.0, 6.0, sends=[], takes=[[0, 4, 0]]),
                 call("exchange", 4, 7.0, 7.5, sends=[], takes=[[0, 4, 1]]),
@@ -147,7 +147,8 @@ def test_steps_are_cut_apart(by_hand: Artifact) -> None:
     both = {"group": [0, 1]}
     records = [
         {
-            "rank": rank, "steps": [["prefill", 0, 0.0, 4.0], ["prefill", 0, 4.0, 10.0]],
+            "rank": rank, "batch": 2, "tokens": 6,
+            "steps": [["prefill", 0, 0.0, 4.0], ["prefill", 0, 4.0, 10.0]],
             "calls": [
                 call("all_reduce", 2, 1.0, 2.0, **both), call("all_reduce", 2, 5.0 + rank, 7.0, **both)
             ],
@@ -155,7 +156,7 @@ def test_steps_are_cut_apart(by_hand: Artifact) -> None:
         for rank in (0, 1)
     ]  # fmt: skip
     first, last = measured_timelines(by_hand, records)
-    assert (first.title, last.title) == ("p, prefill", "p, prefill")
+    assert (first.title, last.title) == ("p, prefill, batch 2 x 6", "p, prefill, batch 2 x 7")
     assert first.seconds == 4 and last.seconds == 6
     assert [span.seconds for span in last.spans if span.kind == "wait"] == [1]
     whole = measured(by_hand, records, "whole")
@@ -195,7 +196,7 @@ def check_run(artifact: Artifact, records: Any, tokens: Any) -> None:
     assert tokens == Deployment(artifact).generate(IDS, 3).tokens.tolist()
     found = measured_timelines(artifact, records)
     assert [timeline.title for timeline in found] == [
-        "hetero_pipeline, prefill", "hetero_pipeline, decode"
+        "hetero_pipeline, prefill, batch 2 x 6", "hetero_pipeline, decode, batch 2 x 8"
     ]  # fmt: skip
     for timeline in (*found, measured(artifact, records, "all")):
         check_spans(timeline)
@@ -251,6 +252,9 @@ def test_bytes_are_those_that_the_transport_counts(built: Artifact) -> None:
         "all_reduce", "all_gather", "all_to_all", "reduce_scatter", "exchange", "barrier"
     ]  # fmt: skip
     sums = [sum(size for _, size in given(0, one)) for one in calls]
+    assert [sorted(target for target, _ in given(0, one)) for one in calls] == [
+        [1], [1], [1, 2], [1], [1], []
+    ]  # fmt: skip
     assert sums == [2 * 96 * 2 // 3, 2 * 96, 2 * 32, 2 * 32, 96, 0]
     assert all(one["begin"] <= one["end"] for one in calls) and [one["at"] for one in calls] == [
         7, 8, 9, 10, 13, 14

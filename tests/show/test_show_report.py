@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import re
@@ -203,7 +204,17 @@ def test_data_are_those_of_the_timelines() -> None:
 def test_predicted_stands_beside_measured() -> None:
     """161 against 142 ms: 13.4 % longer, and a row for each kind."""
     text = Page(report_text(Report("t", [pipeline(), pipeline(predicted=False, seed=1)]))).text
-    assert "longer than predicted" in text and "measured / predicted" in text
+    assert "13.4 % longer than predicted" in text and "measured / predicted" in text
+    half = dataclasses.replace(pipeline(), predicted=False, spans=pipeline().spans[:200])
+    other = Page(report_text(Report("t", [half, pipeline()]))).text
+    assert "shorter than predicted" in other
+    twice = dataclasses.replace(
+        pipeline(), predicted=False,
+        spans=tuple(dataclasses.replace(s, begin=2 * s.begin, end=2 * s.end) for s in pipeline().spans),
+    )  # fmt: skip
+    far = Page(report_text(Report("t", [pipeline(), twice]))).text
+    assert "2 times as long as predicted" in far and "attention20.2 ms40.3 ms2.00 x" in far
+    assert "computing102 ms204 ms2.00 x" in far
     one = Page(report_text(Report("t", [pipeline()]))).text
     assert "measured / predicted" not in one
     apart = [pipeline(), with_title(pipeline(predicted=False), "another")]

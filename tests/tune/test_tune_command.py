@@ -242,7 +242,7 @@ WRONG = [
     (("grid.plan", "--cluster", "toy", "--set", "tp=1", "--set", "dp=1", "--set", "free=1"), 1,
      "grid.plan has no parameter to search; --set fixes `tp`, `dp`, `free`"),
     (("grid.plan",), 1, "--cluster says which hardware"),
-    (("grid.plan", "--cluster", "toys"), 1, "did you mean `toy`?"),
+    (("grid.plan", "--cluster", "toys"), 1, "no cluster file `toys`"),
     (("none.plan", "--cluster", "toy"), 1, "none.plan does not exist"),
     (("grid.plan", "--cluster", "toy", "--points", "0"), 2, "a number from 1"),
     (("grid.plan", "--cluster", "toy", "--limit", "-1"), 2, "more than 0 seconds"),
