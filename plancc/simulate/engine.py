@@ -159,9 +159,12 @@ class Engine:
                 turns = left
 
     def slot(self, number: int, calls: Sequence[Call]) -> Iterator[Wait]:
-        """The calls of one slot; None between them and at their pauses."""
+        """The calls of one slot; None at their pauses, and between them where there are no pauses.
+
+        A micro-batch with pauses goes on with its next step at once: the others have had their turn.
+        """
         for place, call in enumerate(calls):
-            if place:
+            if place and not any(item.kind == "pause" for item in call.script.get(call.name, ())):
                 yield None
             yield from self.call(number, call)
 
