@@ -128,6 +128,11 @@ def test_every_key_of_the_document_is_explained(say: Say) -> None:
     assert facts["best"]["meshes"] == {"base": int(case["best"]["row"]["devices"])}
 
 
+def test_the_page_explains_every_key() -> None:
+    page = (Path(__file__).parents[2] / "plancc" / "tune" / "README.md").read_text()
+    assert all(f"| `{key}` | {text} |" in page for key, text in KEYS.items())
+
+
 def test_several_cases_have_a_best_each_and_one_together(say: Say) -> None:
     words = (
         "--cluster",
