@@ -230,3 +230,28 @@ def test_ranks_without_rows_in_a_wire_type(wire: str) -> None:
         found.append(run_local(lowered.artifact.world, one)[0])
     gap = (found[0] - found[1]).abs().max() / found[0].abs().max()
     assert 0 < gap < 0.05
+
+
+class Bare(nn.Module):
+    """A block of the model that gives what its experts give, without adding it to their input."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.block.self_attn(self.block.input_norm(x), cos, sin)
+        return self.block.moe(self.block.post_norm(x))
+
+
+@pytest.mark.parametrize("phase", ["forward", "train"])
+def test_experts_whose_result_is_not_added_to_their_input(phase: str) -> None:
+    """Without a residual the hidden dims of tokens and of results are two."""
+    model = example_models().moe(
+        layers=2, hidden=32, heads=4, kv_heads=2, ffn=8, experts=16, vocab=60, max_len=64
+    )
+    model.layers[1] = Bare(model.layers[1])
+    text = PLANS["one mesh"].text.replace("layers.*.moe.experts", "layers.**.moe.experts")
+    lowered = lower(text, capture(model), phases=(phase,))
+    result = Verification(lowered.compiled, lowered.artifact).run()
+    assert result.ok, result.variants[0].message
