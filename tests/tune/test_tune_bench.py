@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import toy
+from toy_cluster import toy
 
 from plancc.compiler import compile_graph
 from plancc.dsl import load_plan

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EXPERTS, MODEL, TINY, cluster_data
+from toy_cluster import EXPERTS, MODEL, TINY, cluster_data
 
 from plancc.cli.main import main
 from plancc.tune.report import KEYS
