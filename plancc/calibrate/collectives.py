@@ -1,0 +1,146 @@
+"""Verbs between ranks as programs call them: laps of calls on every rank, joined into seconds of a call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from plancc.calibrate.clock import GROWTH, Effort
+from plancc.calibrate.spread import Spread, spread_of
+from plancc.calibrate.steps import settle
+from plancc.ir.mesh import Grid
+from plancc.runtime.comm import Comm
+from plancc.runtime.transport import Transport
+from plancc.runtime.view import View
+
+KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
+MESSAGE = "message"
+"""One way between two ranks: half of what it takes there and back."""
+WIDTH = 512
+AT = 22
+"""Instruction number of all that is measured."""
+ITEM = 4
+"""Bytes of an element: verbs are measured in float32."""
+
+Lap = tuple[float, float, int]
+"""When a rank began a lap and had ended it (the host's monotonic clock), and its calls."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Seconds of a verb (or message) among `ranks`; `size` is each one's operand in bytes."""
+
+    kind: str
+    ranks: int
+    size: int
+    seconds: Spread
+
+
+def run_rank(transport: Transport, payload: Mapping[str, Any]) -> list[tuple[str, int, list[Lap]]]:
+    """Entry of a rank: (verb, bytes, laps) of everything that `payload` asks for."""
+    torch.set_num_threads(int(payload["threads"]))
+    effort = Effort(**payload["effort"])
+    found = []
+    with torch.no_grad():
+        for kind, size, call in calls_of(transport, payload["sizes"]):
+            found.append((kind, size, laps_of(transport, call, effort)))
+    return found
+
+
+def calls_of(
+    transport: Transport, sizes: Sequence[int]
+) -> Iterator[tuple[str, int, Callable[[], object]]]:
+    """(verb, bytes of the operand, call) for all verbs and sizes; sizes are rounded to whole elements."""
+    world = transport.world
+    grid = Grid("base", (("tp", world),), tuple(range(world)))
+    view = View(transport.rank, {"base": grid}, "base", device=transport.device)
+    comm = Comm(transport, view)
+    for size in sizes:
+        for kind in KINDS:
+            count = max(1, size // ITEM)
+            if kind in ("reduce_scatter", "all_to_all"):
+                count = -(-count // world) * world
+            yield kind, count * ITEM, _call(comm, view, kind, count, world)
+        if world == 2:
+            yield MESSAGE, max(1, size // ITEM) * ITEM, _there_and_back(transport, size)
+
+
+def _call(comm: Comm, view: View, kind: str, count: int, world: int) -> Callable[[], object]:
+    """A verb on an operand of `count` elements, split along the middle dim of [1, rows, width]."""
+    split = world if kind in ("reduce_scatter", "all_to_all") else 1
+    width = next(w for w in (WIDTH, 64, 8, 1) if count % (w * split) == 0)
+    if kind == "all_to_all":
+        share = count // world
+        x = torch.randn(1, 1, count, device=view.device)
+        before, after = view.dim("seq", world, "tp"), view.dim("heads", share * world, "tp")
+        return lambda: comm.all_to_all(x, 1, before, 2, after, "tp", AT)
+    rows = count // width
+    x = torch.randn(1, rows, width, device=view.device)
+    if kind == "all_reduce":
+        return lambda: comm.all_reduce(x, "tp", AT)
+    dim = view.dim("seq", rows * world if kind == "all_gather" else rows, "tp")
+    verb = comm.all_gather if kind == "all_gather" else comm.reduce_scatter
+    return lambda: verb(x, 1, dim, "tp", AT)
+
+
+def _there_and_back(transport: Transport, size: int) -> Callable[[], object]:
+    """A message to the other of two ranks, and one from it."""
+    x = torch.randn(max(1, size // ITEM), device=transport.device)
+    other, wanted = 1 - transport.rank, (tuple(x.shape), x.dtype)
+    give = lambda: transport.exchange([(other, x)], [], AT)  # noqa: E731
+    take = lambda: transport.exchange([], [(other, *wanted)], AT)  # noqa: E731
+    first, second = (give, take) if transport.rank == 0 else (take, give)
+
+    def both() -> None:
+        first()
+        second()
+
+    return both
+
+
+def laps_of(transport: Transport, call: Callable[[], object], effort: Effort) -> list[Lap]:
+    """Laps of calls that all ranks make together, each from a barrier on."""
+    for _ in range(effort.warm):
+        call()
+    count = 1
+    while (passed := slowest(transport, lap_of(transport, call, count))) < effort.lap / GROWTH:
+        count *= GROWTH
+    count = max(1, round(count * effort.lap / passed))
+    return [lap_of(transport, call, count) for _ in range(effort.laps)]
+
+
+def lap_of(transport: Transport, call: Callable[[], object], count: int) -> Lap:
+    """One lap of this rank."""
+    transport.barrier(tuple(range(transport.world)), AT)
+    settle(transport.device)
+    begin = time.perf_counter()
+    for _ in range(count):
+        call()
+    settle(transport.device)
+    return begin, time.perf_counter(), count
+
+
+def slowest(transport: Transport, lap: Lap) -> float:
+    """Seconds of the lap on the rank where it took longest: the same number on all ranks."""
+    everyone = tuple(range(transport.world))
+    mine = torch.tensor([lap[1] - lap[0]], dtype=torch.float64, device=transport.device)
+    found = transport.all_gather(mine, everyone, [(1,)] * transport.world, AT)
+    return max(float(x) for x in found)
+
+
+def joined(ranks: Sequence[Sequence[tuple[str, int, Sequence[Lap]]]]) -> list[Exchange]:
+    """Seconds of a call from the laps of all ranks: from the first begin to the last end, over the calls."""
+    found = []
+    for rows in zip(*ranks, strict=True):
+        kind, size, _ = rows[0]
+        ways = 2 if kind == MESSAGE else 1
+        laps = [
+            (max(lap[1] for lap in both) - min(lap[0] for lap in both)) / both[0][2] / ways
+            for both in zip(*(laps for _, _, laps in rows), strict=True)
+        ]
+        found.append(Exchange(kind, len(rows), size, spread_of(laps)))
+    return found
