@@ -27,9 +27,10 @@ HEAD_DIM = 64
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A call to time, and the work that it is."""
+    """A call of an operator to time, and the work that it is."""
 
     name: str
+    operator: str
     work: Work
     call: Callable[[], Any]
 
@@ -65,20 +66,21 @@ SMALL = Sizes(
 )  # fmt: skip
 
 
-def cases(sizes: Sizes, dtype: torch.dtype, short: str, device: torch.device) -> Iterator[Case]:
-    """All cases of a dtype (`short` is its name in a cluster file); each is made when it is its turn."""
+def cases(
+    kind: str, sizes: Sizes, dtype: torch.dtype, short: str, device: torch.device
+) -> Iterator[Case]:
+    """The cases of a kind of work and a dtype (`short` in a cluster file), each made when it is its turn."""
     make = _Maker(dtype, short, device)
-    for n, k in sizes.weights:
-        for m in sizes.rows:
-            yield make.linear(m, n, k)
-    for shape in sizes.batched:
-        yield make.batched(*shape)
-    for heads, tokens in sizes.prefills:
-        yield make.attention(1, heads, tokens, tokens)
-    for batch, heads, cached in sizes.decodes:
-        yield make.attention(batch, heads, 1, cached)
-    for size in sizes.streams:
-        yield from make.streams(size)
+    if kind == "matmul":
+        for n, k in sizes.weights:
+            yield from (make.linear(m, n, k) for m in sizes.rows)
+        yield from (make.batched(*shape) for shape in sizes.batched)
+    elif kind == "attention":
+        yield from (make.attention(1, heads, tokens, tokens) for heads, tokens in sizes.prefills)
+        yield from (make.attention(b, heads, 1, cached) for b, heads, cached in sizes.decodes)
+    else:
+        for size in sizes.streams:
+            yield from make.streams(size)
 
 
 class _Maker:
@@ -101,15 +103,15 @@ class _Maker:
         """x [1, m, k] times a weight [n, k]."""
         x, weights = self.random(1, m, k), self.turns((n, k))
         work = self.product(1, m, n, k)
-        return Case(f"linear {m} x {k} x {n}", work, lambda: aten.linear.default(x, *next(weights)))
+        name = f"linear {m} x {k} x {n}"
+        return Case(name, "linear", work, lambda: aten.linear.default(x, *next(weights)))
 
     def batched(self, batch: int, m: int, n: int, k: int) -> Case:
         """x [batch, m, k] times weights [batch, k, n]."""
         x, weights = self.random(batch, m, k), self.turns((batch, k, n))
         work = self.product(batch, m, n, k)
-        return Case(
-            f"bmm {batch} x {m} x {k} x {n}", work, lambda: aten.bmm.default(x, *next(weights))
-        )
+        name = f"bmm {batch} x {m} x {k} x {n}"
+        return Case(name, "bmm", work, lambda: aten.bmm.default(x, *next(weights)))
 
     def product(self, batch: int, m: int, n: int, k: int) -> Work:
         """The work of a product [batch, m, k] x [batch, k, n]."""
@@ -131,7 +133,7 @@ class _Maker:
         )  # fmt: skip
         scale = HEAD_DIM**-0.5
         return Case(
-            f"attention {batch} x {heads} heads, {queries} of {keys}", work,
+            f"attention {batch} x {heads} heads, {queries} of {keys}", "attention", work,
             lambda: ops.attention(q, *next(cached), scale=scale, causal=True),
         )  # fmt: skip
 
@@ -140,9 +142,9 @@ class _Maker:
         for name, (operands, make) in STREAMS.items():
             width = min(HEAD_DIM * 8, max(8, size // self.bytes // (operands + 1)))
             rows = max(1, size // self.bytes // (operands + 1) // width)
-            x = self.random(1, rows, width)
-            work = Work("memory", 0, operands * x.nbytes, x.nbytes, self.short)
-            yield Case(f"{name} {rows} x {width}", work, make(x))
+            given = [self.random(1, rows, width) for _ in range(operands)]
+            work = Work("memory", 0, operands * given[0].nbytes, given[0].nbytes, self.short)
+            yield Case(f"{name} {rows} x {width}", name, work, make(*given))
 
 
 def _copied(x: Tensor) -> Callable[[], Tensor]:
@@ -160,13 +162,15 @@ def _joined(x: Tensor) -> Callable[[], Tensor]:
     return lambda: aten.cat.default([right, left], -1)
 
 
-STREAMS: dict[str, tuple[int, Callable[[Tensor], Callable[[], Tensor]]]] = {
-    "add": (2, lambda x: lambda: aten.add.Tensor(x, x)),
-    "mul": (2, lambda x: lambda: aten.mul.Tensor(x, x)),
+STREAMS: dict[str, tuple[int, Callable[..., Callable[[], Tensor]]]] = {
+    "add": (2, lambda x, y: lambda: aten.add.Tensor(x, y)),
+    "mul": (2, lambda x, y: lambda: aten.mul.Tensor(x, y)),
+    "neg": (1, lambda x: lambda: aten.neg.default(x)),
     "silu": (1, lambda x: lambda: aten.silu.default(x)),
-    "copy": (1, _copied),
+    "gelu": (1, lambda x: lambda: aten.gelu.default(x)),
+    "clone": (1, _copied),
     "cat": (1, _joined),
     "rms_norm": (1, _normed),
     "softmax": (1, lambda x: lambda: aten._softmax.default(x, -1, False)),
 }
-"""Call -> how many operands of the result's size it reads, and what makes it of one."""
+"""Operator -> how many operands of the result's size it reads, and what makes a call of them."""
