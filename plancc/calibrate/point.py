@@ -67,8 +67,8 @@ class Truth:
     """What a step took: from the first rank's begin to the last one's end.
 
     `programs` leaves out what follows the emitted programs: handing out the next token; agreeing on the
-    loss, and the optimizer. `busy` are median seconds on a core, by rank. `load` is the 1-minute load
-    average before it began.
+    loss, and the optimizer. `busy` are the median seconds that each rank spent on a core in a step,
+    `computing` those in its programs. `load` is the 1-minute load average before it began.
     """
 
     point: Point
@@ -76,13 +76,15 @@ class Truth:
     seconds: Spread
     programs: Spread
     busy: tuple[float, ...]
+    computing: tuple[float, ...]
     load: float
 
     def json(self) -> dict[str, Any]:
         """Plain data."""
         return {
             "point": self.point.json(), "ranks": self.ranks, "seconds": self.seconds.json(),
-            "programs": self.programs.json(), "busy": list(self.busy), "load": self.load,
+            "programs": self.programs.json(), "busy": list(self.busy),
+            "computing": list(self.computing), "load": self.load,
         }  # fmt: skip
 
     @staticmethod
@@ -91,5 +93,5 @@ class Truth:
         return Truth(
             Point.from_json(found["point"]), int(found["ranks"]), Spread.from_json(found["seconds"]),
             Spread.from_json(found["programs"]), tuple(map(float, found["busy"])),
-            float(found["load"]),
+            tuple(map(float, found["computing"])), float(found["load"]),
         )  # fmt: skip

@@ -110,11 +110,17 @@ def launched(
 def summary(point: Point, marks: Sequence[Sequence[Mark]], before: float) -> Truth:
     """Join the ranks' marks: a step lasts from the first begin to the last end."""
     seconds, programs = span_of(marks, 2), span_of(marks, 1)
-    busy = tuple(statistics.median(mark[3] for mark in mine) for mine in marks)
-    return Truth(point, len(marks), seconds, programs, busy, before)
+    return Truth(
+        point, len(marks), seconds, programs, on_core(marks, 2), on_core(marks, 1), before
+    )  # fmt: skip
 
 
 def span_of(marks: Sequence[Sequence[Mark]], end: int) -> Spread:
-    """From the first rank's begin to the last rank's mark number `end`, over all steps."""
+    """From the first rank's begin to the last rank's stamp number `end`, over all steps."""
     steps = zip(*marks, strict=True)
-    return spread_of([max(m[end] for m in step) - min(m[0] for m in step) for step in steps])
+    return spread_of([max(m[end][0] for m in step) - min(m[0][0] for m in step) for step in steps])
+
+
+def on_core(marks: Sequence[Sequence[Mark]], end: int) -> tuple[float, ...]:
+    """By rank the median seconds on a core from the begin to stamp number `end`."""
+    return tuple(statistics.median(mark[end][1] - mark[0][1] for mark in mine) for mine in marks)
