@@ -177,7 +177,7 @@ def parse_cluster(raw: Any, origin: str = "", changed: tuple[str, ...] = ()) -> 
 
 
 def parse_presets(read: Reader, value: Any, raw: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the file's presets, whose constants must stand in the file already."""
+    """The names of the file's presets, each of which must give a right cluster."""
     table = read.table(value, "presets")
     for name, item in table.items():
         at = join("presets", name)
@@ -185,13 +185,18 @@ def parse_presets(read: Reader, value: Any, raw: Mapping[str, Any]) -> tuple[str
             read.wrong(at, f"`{name}` is a preset of every cluster")
         found = read.table(item, at, ("about", "set"))
         read.text(found.get("about"), join(at, "about"))
-        settings = read.table(found.get("set"), join(at, "set"))
-        for path in settings:
-            read.constant(settings, path, join(at, "set"), "time")
+        made = deepcopy({key: part for key, part in raw.items() if key != "presets"})
+        before = len(read.problems)
+        for path, constant in read.table(found.get("set"), join(at, "set")).items():
             try:
-                put(deepcopy(dict(raw)), path, settings[path])
+                put(made, path, constant)
             except ClusterError as problem:
                 read.wrong(join(at, "set"), problem.problems[0])
+        if before == len(read.problems) == 0:
+            try:
+                parse_cluster(made)
+            except ClusterError as problem:
+                read.problems += [f"{at}.set: {text}" for text in problem.problems]
     return tuple(table)
 
 

@@ -130,8 +130,6 @@ class Hardware:
         if found is None:
             whose = "of a node" if end == "node" else "of several nodes"
             raise ClusterError(f"links.{name}: missing; ranks {whose} meet over it")
-        if end == "network" and not found.nics:
-            raise ClusterError(f"links.{name}.nics: missing; nodes are joined by NICs")
         return found
 
     def _find_topology(self, group: tuple[int, ...]) -> Topology:

@@ -176,6 +176,9 @@ def parse_kind(read: Reader, name: str, value: Any, links: Mapping[str, Link]) -
             read.wrong(
                 join(at, end), f"`{ends[end]}` is not in links ({', '.join(links) or 'none'})"
             )
+    network = links.get(ends["network"])
+    if network is not None and not network.nics:
+        read.wrong(f"links.{network.name}.nics", "missing; nodes are joined by NICs")
     bandwidth = read.constant(found, "bandwidth", at)
     return Kind(
         name,
