@@ -117,7 +117,7 @@ def kind_of(found: Findings, count: int) -> dict[str, Any]:
             for name in ("matmul", "attention", "memory")
         },
         "launch": constant(quickest.seconds.median, found.source(f"the quickest call, {quickest.name}")),
-        "tables": tables(found.works),
+        "calls": calls(found.works),
     }  # fmt: skip
     if found.host:
         kind["host"] = {name: constant(s, found.source(HOST[name])) for name, s in found.host.items()}
@@ -125,8 +125,9 @@ def kind_of(found: Findings, count: int) -> dict[str, Any]:
 
 
 HOST = {
-    "instruction": "Python around an instruction: tiny decoders of few and of many layers, less their kernels",
+    "instruction": "Python around an instruction: tiny decoders of few and many layers, less their kernels",
     "recorded": "the same of training programs, where autograd records and runs backwards",
+    "parameter": "what the optimizer takes for a parameter, beside its kernels",
     "step": "a step of a decoder without layers: sizes, inputs, handing out the next token",
     "train_step": "a training step of a decoder without layers: data, agreement on the loss, optimizer",
 }
@@ -171,21 +172,19 @@ def share(rates: Any) -> float:
     return min(1.0, statistics.median(found)) if found else 1.0
 
 
-def tables(works: Sequence[Timed]) -> dict[str, Any]:
-    """Rows [FLOPs, bytes, seconds] by kind of work.
+def calls(works: Sequence[Timed]) -> dict[str, dict[str, list[list[float]]]]:
+    """Rows [FLOPs, bytes, seconds] of products, of attention, and of memory-bound operators by name.
 
-    "operators" has those of memory-bound operators by name, "memory" the medians over operators.
+    "memory" has the medians over operators, for those that were not measured.
     """
-    found: dict[str, Any] = {}
-    for kind in ("matmul", "attention"):
-        for dtype, rows in by_dtype(works, kind).items():
-            found.setdefault(kind, {})[dtype] = [row(one) for one in rows]
+    found: dict[str, dict[str, list[list[float]]]] = {}
+    for one in works:
+        name = one.operator if one.kind == "memory" else one.kind
+        found.setdefault(name, {}).setdefault(one.dtype, []).append(row(one))
     for dtype, streams in by_dtype(works, "memory").items():
         sizes: dict[int, list[Timed]] = {}
         for one in streams:
             sizes.setdefault(round(math.log2(one.bytes)), []).append(one)
-            own = found.setdefault("operators", {}).setdefault(one.operator, {})
-            own.setdefault(dtype, []).append(row(one))
         found.setdefault("memory", {})[dtype] = [
             [0, round(statistics.fmean(one.bytes for one in rows)),
              rounded(statistics.median(one.seconds.median for one in rows))]

@@ -16,7 +16,7 @@ from plancc.calibrate.clock import QUICK, THOROUGH
 from plancc.calibrate.collectives import Exchange
 from plancc.calibrate.document import Findings, document
 from plancc.calibrate.host import host_seconds
-from plancc.calibrate.machine import Machine, disturbances, this_machine, usable_cores
+from plancc.calibrate.machine import disturbances, this_machine, usable_cores
 from plancc.calibrate.works import Timed
 from plancc.runtime.local import run_local
 

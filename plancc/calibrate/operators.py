@@ -1,7 +1,7 @@
-"""The local calls that are measured: matrix products, attention and memory-bound calls, as programs make them.
+"""The local calls that are measured: matrix products, attention, memory-bound calls, as programs make them.
 
-What a program has just made is warm in the caches, and its weights are not: a case takes turns among copies of
-what stands for weights or cached keys and values, until all of them are larger than any cache.
+What a program has just made is warm in the caches, and its weights are not: a case takes turns among copies
+of what stands for weights or cached keys and values, until all of them are larger than any cache.
 """
 
 from __future__ import annotations

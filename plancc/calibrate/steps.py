@@ -1,4 +1,4 @@
-"""One rank of a measured run: steps of an artifact as `plancc run` and `plancc train` make them, one by one."""
+"""One rank of a measured run: steps of an artifact, one by one, as `plancc run` and `plancc train` do."""
 
 from __future__ import annotations
 
