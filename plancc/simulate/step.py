@@ -11,6 +11,7 @@ import torch
 from plancc.ir.mesh import World
 from plancc.ir.program import ProgramSet, RankProgram
 from plancc.simulate.actors import FEW, Cast
+from plancc.simulate.cores import Cores
 from plancc.simulate.engine import Engine, Slots, Tally
 from plancc.simulate.forms import Actor, Timeline, Verb, Work
 from plancc.simulate.phases import inference_rounds, micro_batches, training_rounds
@@ -67,7 +68,8 @@ class Simulation:
         *, few: int = FEW, spans: bool = True, resting: Callable[[RankProgram], int] | None = None,
     ) -> None:  # fmt: skip
         self.programs, self.world, self.hardware = programs, world, hardware
-        self.few, self.spans = few, spans
+        self.few = few if not hardware.cores else world.size
+        self.spans = spans
         self.resting = resting or (lambda program: 0)
         self.sources = {program.name: sources(program) for program in programs.programs}
         self.training = any(program.sections for program in programs.programs)
@@ -79,7 +81,9 @@ class Simulation:
         cast = Cast(self.programs, self.world.grids, sizes[0], self.hardware.node, self.few)
         rounds = self.rounds(cast, sizes, inputs)
         resting = [self.resting(program) for program in cast.program_of]
-        engine = Engine(cast.actors, rounds, resting=resting, spans=self.spans)
+        engine = Engine(
+            cast.actors, rounds, resting=resting, spans=self.spans, cores=self.cores(cast.actors)
+        )
         whole = engine.run()
         ends = [
             engine.facts.get(("token", step, len(sizes) - 1), 0.0) for step in range(inputs.steps)
@@ -125,13 +129,22 @@ class Simulation:
             works, calls
         )
         if self.training:
-            script = {**script, "optimizer": (self.optimizer(program, place),)}
-        return script
+            return {**script, "optimizer": (self.optimizer(program, place),)}
+        host = self.hardware.host(rank, "step")
+        around = (Item("work", Label("step", "compute"), host),) if host else ()
+        return {**script, "step": (*around, *script["step"])}
+
+    def cores(self, actors: Sequence[Actor]) -> Cores | None:
+        """The cores that ranks of a node share; None where every device computes on its own."""
+        homes = [self.hardware.node(actor.ranks[0]) for actor in actors]
+        return Cores(self.hardware.cores, homes) if self.hardware.cores else None
 
     def optimizer(self, program: RankProgram, place: Place) -> Item:
         """What Adam does on a rank: bound by the memory that it moves."""
         words = sum(place.elements(held.layout) for held in program.gradients.values()) * ADAM_WORDS
         size = words * torch.float32.itemsize
         work = Work("memory", words, size * 4 // ADAM_WORDS, size * 3 // ADAM_WORDS, "f32")
-        seconds = self.hardware.seconds(place.rank, work) if words else 0.0
+        seconds = self.hardware.seconds(place.rank, work, "adam") if words else 0.0
+        seconds += self.hardware.host(place.rank, "train_step")
+        seconds += self.hardware.host(place.rank, "parameter") * len(program.gradients)
         return Item("work", Label("optimizer", "memory", "", "", words, size), seconds)
