@@ -36,7 +36,7 @@ class ExpertLayer:
 
 
 class ExpertLayers:
-    """The routed layers of a program, by the local names of their routes and arrivals."""
+    """The routed layers of a program, by the local names of routes, arrivals, and choices that arrived."""
 
     def __init__(self, program: RankProgram) -> None:
         helds = {held.name: held for held in all_values(program)}
@@ -137,7 +137,7 @@ def shares(experts: Dim, coord: Coord) -> Shares:
 def find_layers(
     program: RankProgram, helds: Mapping[str, Held]
 ) -> Iterator[tuple[str, ExpertLayer]]:
-    """(name of a route or of arrivals, its layer)."""
+    """(name of a route, of arrivals or of the choices that arrived; its layer)."""
     edges: dict[str, Edge] = {}
     for step in program.instructions:
         if isinstance(step, (Recv, Transfer)) and step.edge.way == "scatter":
@@ -151,19 +151,24 @@ def find_layers(
                 index.layout.dims[0], experts.tree, chosen(index),
             )  # fmt: skip
         elif step.target in EXPERTS and step.args[INDEX].name in edges:
-            edge, weight = edges[step.args[INDEX].name], helds[step.args[GATE_UP].name]
-            yield edge.routes[1], ExpertLayer(
+            index, weight = helds[step.args[INDEX].name], helds[step.args[GATE_UP].name]
+            edge = edges[index.name]
+            layer = ExpertLayer(
                 step.origin.path, edge.source, edge.target, edge.parts, edge.before.dims[0],
-                weight.layout.dims[0], chosen(helds[step.args[INDEX].name]),
+                weight.layout.dims[0], chosen(index),
             )  # fmt: skip
+            yield edge.routes[1], layer
+            yield index.name, layer
 
 
 def chosen(index: Held) -> int:
     """How many experts a token chooses, from the layout of the choices [t, k]."""
-    (leaf,) = cuts(index.layout.dims[1])
-    if not isinstance(leaf.size, int):
-        raise Bug(f"the number of experts of a token in {index.name} is {leaf.size}")
-    return leaf.size
+    found = 1
+    for leaf in cuts(index.layout.dims[1]):
+        if not isinstance(leaf.size, int):
+            raise Bug(f"the number of experts of a token in {index.name} is {leaf.size}")
+        found *= leaf.size
+    return found
 
 
 def all_values(program: RankProgram) -> Iterator[Held]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import comb
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from plancc.simulate.errors import SimulateError
 
@@ -43,7 +43,9 @@ class Visit:
 
 
 class Routing(Protocol):
-    """What a router does."""
+    """What a router does; `by_path` says whether layers differ."""
+
+    by_path: ClassVar[bool]
 
     def rows(self, visit: Visit) -> float:
         """Tokens of the source that have at least one choice at the target: the rows that travel."""
@@ -61,6 +63,8 @@ class Routing(Protocol):
 @dataclass(frozen=True, slots=True)
 class Even:
     """Every token chooses k different experts, all sets of k alike: expected numbers."""
+
+    by_path: ClassVar[bool] = False
 
     def rows(self, visit: Visit) -> float:
         """t (1 - C(E - e, k) / C(E, k)) for a rank that holds e of E experts."""
@@ -87,6 +91,7 @@ class Skewed:
     all choices are made. Raises SimulateError for a factor below 1.
     """
 
+    by_path: ClassVar[bool] = False
     factor: float
 
     def __post_init__(self) -> None:
@@ -126,6 +131,7 @@ class Observed:
     SimulateError for a visit of which nothing is known.
     """
 
+    by_path: ClassVar[bool] = True
     given: Mapping[tuple[str, int, int], int]
     chosen: Mapping[tuple[str, int, int], int] = field(default_factory=dict)
     active: Mapping[tuple[str, int], int] = field(default_factory=dict)
