@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +91,8 @@ class Cluster:
         if name == IDEAL:
             return self._changed_to(idealised(self.raw), "ideal: all peaks reached, no latencies")
         if name not in self.presets:
-            known = ", ".join((HONEST, IDEAL, *self.presets))
-            raise ClusterError(f"{self.name} has no preset `{name}`; there are {known}")
+            there = ", ".join((HONEST, IDEAL, *self.presets))
+            raise ClusterError(f"{self.name} has no preset `{name}`; there are {there}")
         raw = deepcopy(dict(self.raw))
         for path, constant in raw["presets"][name]["set"].items():
             put(raw, path, constant)
@@ -130,11 +129,8 @@ def read_cluster(path_or_name: str | Path, near: str | Path = ".") -> Cluster:
     if not path.is_file():
         path = folder / f"{path_or_name}.json"
     if not path.is_file():
-        known = sorted(found.stem for found in folder.glob("*.json"))
-        close = get_close_matches(str(path_or_name), known, 1)
-        told = (
-            f"did you mean `{close[0]}`?" if close else f"{folder} has {', '.join(known) or 'none'}"
-        )
+        there = sorted(found.stem for found in folder.glob("*.json"))
+        told = f"{folder} has {', '.join(there) or 'none'}"
         raise ClusterError(f"no cluster file `{path_or_name}`; {told}")
     try:
         raw, problems = parse_text(path.read_text("utf-8"))
@@ -209,15 +205,21 @@ def put(raw: dict[str, Any], path: str, constant: Any) -> None:
         try:
             owner = owner[index]
         except (KeyError, IndexError, TypeError):
-            at, names = (
-                ".".join(parents[:depth]),
-                sorted(owner) if isinstance(owner, dict) else range(len(owner)),
-            )
-            known = ", ".join(join(at, name) for name in names)
-            raise ClusterError(f"`{path}`: no `{join(at, name)}`; there are {known}") from None
+            at = ".".join(parents[:depth])
+            raise ClusterError(f"`{path}`: no `{join(at, name)}`; {known(owner, at)}") from None
     if not isinstance(owner, dict) or not last or not (parents or last == "cores"):
         raise ClusterError(f"`{path}` is no constant")
     owner[last] = constant
+
+
+def known(owner: Any, at: str) -> str:
+    """What there is in a part of a file."""
+    names: Sequence[Any] = sorted(owner) if isinstance(owner, dict) else ()
+    if isinstance(owner, list):
+        names = range(len(owner))
+    return (
+        f"there are {', '.join(join(at, name) for name in names)}" if names else "there is nothing"
+    )
 
 
 def idealised(raw: Mapping[str, Any]) -> dict[str, Any]:
