@@ -13,8 +13,10 @@ from plancc.calibrate.point import DECODE, TRAIN, Point
 from plancc.calibrate.toy import Toy
 from plancc.calibrate.truth import measure
 from plancc.simulate.cluster import parse_cluster
-from plancc.simulate.script import python_calls
+from plancc.simulate.place import Place, Sizes
+from plancc.simulate.script import operator, python_calls
 from plancc.simulate.subject import Subject
+from plancc.simulate.work import ProgramWork
 
 PLAN = """plan toy, edition 1
 mesh base[tp = 1] on local
@@ -72,7 +74,7 @@ def left(toy: Toys, call: float, parameter: float) -> float:
 
 def toys(
     layers: int, phase: str, document: Mapping[str, Any], backend: str, steps: int
-) -> Toys:  # fmt: skip
+) -> Toys:
     """Compile a tiny decoder for one rank, and run it."""
     point = (
         Point(DECODE, BATCH, 1, PAST, backend, steps) if phase == DECODE
@@ -93,13 +95,15 @@ def toys(
 
 
 def kernels_of(subject: Subject, point: Point) -> tuple[float, int]:
-    """Seconds of the kernels of a step on one rank, and how many calls of Python make them."""
+    """Seconds of the kernels of a step of one rank, and how many calls of Python make them."""
     unit = subject.unit(point.phase, point.batch, point.past + point.tokens)
     assert unit.programs is not None
     (program,) = unit.programs.programs
-    simulation = subject.simulation(unit, spans=False, given=(point.batch, point.past + point.tokens))
+    sizes = Sizes(point.batch, point.tokens, point.past)
+    works = ProgramWork(program).works(Place(0, subject.compiled.world.grids, sizes))
     seconds, calls = 0.0, 0
-    for step, works in simulation.local_works(program, point.batch, point.tokens, point.past):
-        calls += python_calls(step, works)
-        seconds += sum(subject.hardware.seconds(0, work, operator_of(step)) for work in works)
+    for step, made in zip(program.instructions, works, strict=True):
+        calls += python_calls(step, made)
+        name = operator(step, made)
+        seconds += sum(subject.hardware.seconds(0, work, name) for work in made)
     return seconds, calls
