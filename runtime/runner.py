@@ -97,7 +97,6 @@ class Runner:
         env["tokens"] = env["batch"] * env["seq_len"]
         row, program = self.artifact.program(phase, self.transport.rank, env, variant)
         view, comm, weights = self.ready(program)
-        comm.base = self.artifact.base(row)
         self.transport.program = program["file"]
         step = probe(program["file"]) if probe else self.artifact.step(program["file"])
         bounds = split_batch(batch, row["microbatches"])
@@ -106,7 +105,9 @@ class Runner:
         if sequence.row is None:
             sequence.paces = self.balance.paces(row)
         self.tables.paces.used = sequence.paces
+        comm.base = 0  # what the runner itself moves belongs to no program
         self.switch(sequence, row, view, comm, bounds)
+        comm.base = self.artifact.base(row)
         sequence.owners.extend(tokens)
         view.owners = sequence.owners
 

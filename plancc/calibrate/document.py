@@ -16,7 +16,7 @@ from plancc.calibrate.works import Timed
 from plancc.dsl.errors import Bug
 from plancc.simulate.parse_cluster import SCHEMA
 
-STREAM = 16 << 20
+STREAM = 48 << 20
 """Bytes from which on a memory-bound call is said to go through memory, not caches (less, if none does)."""
 DEVICES = 64
 """Ranks that a file of a machine without GPUs is for at least: more processes only share its cores."""

@@ -75,7 +75,7 @@ def crossings(
     for left, right in pairwise(grid):
         lead = leads(right)
         if lead and last and lead != last:
-            at = narrowed(left, right, lambda n, was=last: leads(n) == was)
+            at = narrowed(left, right, leads, last)
             names = (a, b) if lead < 0 else (b, a)
             faster, slower = (s.plan.name for s in names)
             found.append(Crossing(phase, batch, faster, slower, at, batch * at))
@@ -83,11 +83,11 @@ def crossings(
     return found
 
 
-def narrowed(low: int, high: int, still: Callable[[int], bool]) -> int:
-    """The first length in low..high, within 1 %, at which `still` does not hold."""
+def narrowed(low: int, high: int, leads: Callable[[int], int], before: int) -> int:
+    """The first length in low..high, within 1 %, at which another one leads than at `low`."""
     while high - low > max(1, low // 100):
         middle = (low + high) // 2
-        if still(middle):
+        if leads(middle) == before:
             low = middle
         else:
             high = middle

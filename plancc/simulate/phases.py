@@ -56,17 +56,18 @@ def training_rounds(
     todo = rank_actions(program, programs)
     ends = {chunk: at for at, (kind, chunk, _) in enumerate(todo) if kind in ("B", "I")}
     rounds: list[list[list[Call]]] = []
-    open_round: list[list[Call]] = []
+    begun: list[list[Call]] = []
+    later: list[list[Call]] = []
     for at, (kind, chunk, batch) in enumerate(todo):
+        script = scripts[sizes[batch]]
         name = f"{FUNCTIONS[kind]}_{chunk}"
-        call = Call(name, scripts[sizes[batch]], batch, last=ends.get(chunk) == at)
-        open_round.append([call])
-        if batch + 1 < programs.turns:
+        begun.append([Call(name, script, batch, last=ends.get(chunk) == at)])
+        if kind == "B":  # with the gradients of weights that I leaves to W
+            later.append([Call(f"{FUNCTIONS['W']}_{chunk}", script, batch)])
+        if batch + 1 < programs.turns and at + 1 < len(todo):
             continue
-        rounds.append(open_round)
-        open_round = []
-    if open_round:
-        rounds.append(open_round)
+        rounds += [begun, *([one] for one in later)]
+        begun, later = [], []
     whole = scripts[sizes[-1]]
     for name in ("reduce", "optimizer", "refresh"):
         rounds.append([[Call(name, whole)]])

@@ -11,9 +11,10 @@ from typing import Any
 import sympy
 
 from plancc.ir.graph import BATCH, PAST, TOKENS, Size
-from plancc.ir.layout import CutLeaf, Layout, LocalTree, Part, Prod, cuts
+from plancc.ir.layout import CutLeaf, Layout, LocalTree, Part, cuts
 from plancc.ir.mesh import Grid
 from plancc.ir.program import Held, RankProgram, Recv, Send, Transfer, produced
+from plancc.ir.shape import Prod
 from plancc.runtime.dims import Dim
 from plancc.runtime.owners import Owners, is_owned
 from plancc.runtime.view import View

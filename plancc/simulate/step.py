@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -13,19 +12,20 @@ from plancc.ir.program import ProgramSet, RankProgram
 from plancc.simulate.actors import FEW, Cast
 from plancc.simulate.cores import Cores
 from plancc.simulate.engine import Engine, Slots, Tally
-from plancc.simulate.forms import Actor, Timeline, Verb, Work
-from plancc.simulate.phases import inference_rounds, micro_batches, training_rounds
+from plancc.simulate.forms import Actor, Timeline, Work
+from plancc.simulate.moved import output_verbs, outputs_of
+from plancc.simulate.phases import FUNCTIONS, inference_rounds, micro_batches, training_rounds
 from plancc.simulate.place import Place, Sizes, owned_parts
+from plancc.simulate.routing import EVEN, Routing
 from plancc.simulate.script import Hardware, Item, Label, Script, Writer
+from plancc.simulate.traffic import MOST, traffic
+from plancc.simulate.verbs import ProgramVerbs
+from plancc.simulate.work import ProgramWork
 
 STEPS = 6
 """Decode steps that are simulated: the first ones fill the pipeline, the others give TPOT."""
-MANY_SPANS = 200_000
 ADAM_WORDS = 7
 """float32 words that Adam moves a parameter: gradient, weight, moments read; the last three written."""
-
-Sources = Callable[[RankProgram], tuple[Any, Any]]
-"""Gives (ProgramWork, ProgramVerbs) of a program."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,22 @@ class Simulation:
     """One set of programs on hardware."""
 
     def __init__(
-        self, programs: ProgramSet, world: World, hardware: Hardware, sources: Sources,
+        self, programs: ProgramSet, world: World, hardware: Hardware, routing: Routing = EVEN,
         *, few: int = FEW, spans: bool = True, resting: Callable[[RankProgram], int] | None = None,
     ) -> None:  # fmt: skip
-        self.programs, self.world, self.hardware = programs, world, hardware
+        self.programs, self.world, self.hardware, self.routing = programs, world, hardware, routing
         self.few = few if not hardware.cores else world.size
         self.spans = spans
         self.resting = resting or (lambda program: 0)
-        self.sources = {program.name: sources(program) for program in programs.programs}
+        self.nodes = [d // world.per_node for d in world.devices] if world.per_node else []
+        self.works = {
+            program.name: ProgramWork(program, routing, programs.microbatches)
+            for program in programs.programs
+        }
+        self.verbs = {
+            program.name: ProgramVerbs(program, world.grids, self.nodes, routing)
+            for program in programs.programs
+        }
         self.training = any(program.sections for program in programs.programs)
 
     def run(self, inputs: Inputs, title: str = "") -> Outcome:
@@ -82,19 +90,22 @@ class Simulation:
         rounds = self.rounds(cast, sizes, inputs)
         resting = [self.resting(program) for program in cast.program_of]
         engine = Engine(
-            cast.actors, rounds, resting=resting, spans=self.spans, cores=self.cores(cast.actors)
-        )
+            cast.actors, rounds, resting=resting, spans=self.spans,
+            feedback=self.feedback(cast, sizes[0]), cores=self.cores(cast.actors),
+        )  # fmt: skip
         whole = engine.run()
         ends = [
-            engine.facts.get(("token", step, len(sizes) - 1), 0.0) for step in range(inputs.steps)
+            max((engine.facts.get(("token", step, n), 0.0) for n in range(len(sizes))), default=0.0)
+            for step in range(inputs.steps)
         ]
+        whole = max([whole, *ends])
         seconds = whole
         if inputs.steps > 1:
             first = inputs.steps // 2 - 1
             seconds = (ends[-1] - ends[first]) / (inputs.steps - 1 - first)
         spans = tuple(span for process in engine.processes for span in process.spans)
         memory = {n: tuple(process.memory) for n, process in enumerate(engine.processes)}
-        timeline = Timeline(title, True, tuple(cast.actors), spans, memory)
+        timeline = Timeline(title, True, tuple(cast.actors), spans, memory, self.traffic(inputs))
         tallies = tuple(process.tally for process in engine.processes)
         return Outcome(
             self.programs.phase, seconds, whole, inputs.steps, len(sizes), tuple(cast.actors),
@@ -122,22 +133,56 @@ class Simulation:
         program = cast.program_of[number]
         rank = cast.actors[number].ranks[0]
         place = Place(rank, self.world.grids, sizes, owned_parts(program))
-        work, verbs = self.sources[program.name]
-        works: Sequence[tuple[Work, ...]] = work.works(place)
-        calls: Sequence[tuple[Verb, ...]] = verbs.verbs(place)
-        script: Mapping[str, tuple[Item, ...]] = Writer(number, cast, self.hardware, place).script(
-            works, calls
-        )
+        work = self.works[program.name]
+        calls = self.verbs[program.name].verbs(place)
+        writer = Writer(number, cast, self.hardware, place)
+        script: Mapping[str, tuple[Item, ...]] = writer.script(work.works(place), calls)
         if self.training:
-            return {**script, "optimizer": (self.optimizer(program, place),)}
+            late = {
+                f"{FUNCTIONS['W']}_{chunk}": tuple(self.weights_later(rank, chunk, found))
+                for chunk, found in work.later(place).items()
+            }
+            return {**script, **late, "optimizer": (self.optimizer(program, place),)}
         host = self.hardware.host(rank, "step")
         around = (Item("work", Label("step", "compute"), host),) if host else ()
-        return {**script, "step": (*around, *script["step"])}
+        return {**script, "step": (*around, *script.get("step", ()))}
 
     def cores(self, actors: Sequence[Actor]) -> Cores | None:
         """The cores that ranks of a node share; None where every device computes on its own."""
         homes = [self.hardware.node(actor.ranks[0]) for actor in actors]
         return Cores(self.hardware.cores, homes) if self.hardware.cores else None
+
+    def weights_later(self, rank: int, chunk: int, works: Sequence[Work]) -> list[Item]:
+        """What a W action does: gradients of weights that the backward of its chunk has left."""
+        return [
+            Item(
+                "work", Label(f"weights of chunk {chunk}", work.kind, "", "", work.flops, work.moved),
+                self.hardware.seconds(rank, work),
+            )
+            for work in works
+            if work.kind != "view"
+        ]  # fmt: skip
+
+    def feedback(self, cast: Cast, sizes: Sizes) -> float:
+        """The seconds that it takes to give new tokens to all ranks, as the runner does."""
+        held = outputs_of(self.programs).get("next_token")
+        givers = [n for n, p in enumerate(cast.program_of) if "next_token" in p.outputs]
+        if held is None or not givers:
+            return 0.0
+        rank = cast.actors[givers[0]].ranks[0]
+        place = Place(rank, self.world.grids, sizes, owned_parts(cast.program_of[givers[0]]))
+        calls = output_verbs(held, place, range(self.world.size))
+        sends = [self.hardware.message(rank, to, n) for call in calls for to, n in call.sends]
+        return max((x for x, _ in sends), default=0.0) + sum(busy for _, busy in sends)
+
+    def traffic(self, inputs: Inputs) -> dict[tuple[int, int], int]:
+        """Who gives how many bytes to whom in one step; nothing for worlds too large to show."""
+        if not self.spans or self.world.size > MOST:
+            return {}
+        sizes = Sizes(inputs.batch, inputs.tokens, inputs.past)
+        return traffic(
+            self.programs, self.world.grids, sizes, self.nodes, self.routing, inputs.microbatches
+        )
 
     def optimizer(self, program: RankProgram, place: Place) -> Item:
         """What Adam does on a rank: bound by the memory that it moves."""

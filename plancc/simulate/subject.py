@@ -22,8 +22,6 @@ from plancc.simulate.errors import SimulateError
 from plancc.simulate.hardware import Hardware
 from plancc.simulate.routing import EVEN, Routing
 from plancc.simulate.step import Simulation
-from plancc.simulate.verbs import ProgramVerbs
-from plancc.simulate.work import ProgramWork
 
 PHASES = ("prefill", "decode", "train", "forward")
 
@@ -132,17 +130,10 @@ class Subject:
     def simulation(self, unit: Unit, *, spans: bool, given: tuple[int, int]) -> Simulation:
         """The simulation of a unit's programs; `given` is (batch, seq_len) for what rests in memory."""
         assert unit.programs is not None
-        world = self.compiled.world
-        nodes = [d // world.per_node for d in world.devices] if world.per_node else []
-
-        def sources(program: RankProgram) -> tuple[Any, Any]:
-            work = ProgramWork(program, self.routing)
-            return work, ProgramVerbs(program, world.grids, nodes, self.routing)
-
         key = (unit.graph.phase, unit.variant.index, spans)
         if key not in self._simulations:
             self._simulations[key] = Simulation(
-                unit.programs, world, self.hardware, sources, spans=spans
+                unit.programs, self.compiled.world, self.hardware, self.routing, spans=spans
             )
         found = self._simulations[key]
         programs = unit.programs

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -25,17 +26,19 @@ from plancc.runtime.loading import Loaded
 from plancc.runtime.local import run_local
 from plancc.runtime.meter import _COUNTS
 from plancc.runtime.owners import Owners
-from plancc.runtime.runner import Runner
+from plancc.runtime.runner import GATHER_OUTPUT, MOVE_CACHE, Runner
 from plancc.runtime.runner import Sequence as Running
 from plancc.runtime.training.recorder import Unrecorded
 from plancc.runtime.training.step import TrainRunner
 from plancc.simulate.forms import Verb
+from plancc.simulate.moved import cache_verbs, output_verbs, outputs_of, parts_of
 from plancc.simulate.place import Place, Sizes
 from plancc.simulate.routing import EVEN, Observed, Routing
 from plancc.simulate.verbs import ProgramVerbs
 from plancc.verify.cases import choose_case
 from plancc.verify.reference import buffers_of, random_params
 
+Steps = Sequence[tuple[str, Mapping[str, Tensor]]]
 Calls = Mapping[int, Counter[Verb]]
 """Instruction number -> its calls, over all micro-batches."""
 
@@ -109,11 +112,12 @@ class Noting:
         return self.inner.exchange(sends, recvs, at, channel)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Noted:
     """What one rank did in one step: calls of the program and of the runner, rows that were routed.
 
-    `routes` are (instruction number, rows by target) in order.
+    `routes` are (instruction number, rows by target) in order, `old` the row of the step before and
+    `before` its tables, `owners` the tables of this one.
     """
 
     row: Mapping[str, Any]
@@ -121,11 +125,10 @@ class Noted:
     past: int
     owners: Owners
     batches: tuple[int, ...]
-    calls: list[tuple[int, Verb]]
-    routes: list[tuple[int, dict[int, int]]] = field(default_factory=list)
-    inputs: Any = None
-    before: Owners | None = None
+    calls: Sequence[tuple[int, Verb]]
+    routes: Sequence[tuple[int, dict[int, int]]]
     old: Mapping[str, Any] | None = None
+    before: Owners = field(default_factory=Owners)
 
 
 def noting(kind: type[Comm], routes: list[tuple[int, dict[int, int]]]) -> type[Comm]:
@@ -147,11 +150,14 @@ def source_of(lowered: Lowered) -> Loaded:
 
 
 def inference(
-    lowered: Lowered, unit: Unit, steps: Sequence[tuple[str, Mapping[str, Tensor]]] | None = None
+    lowered: Lowered, unit: Unit | None = None, steps: Steps | None = None
 ) -> list[list[Noted]]:
-    """Per rank, what it did in each step: by default those of a verification, the last under the unit's
-    variant."""
+    """Per rank, what it did in each step; every output is brought to all ranks.
+
+    Without `steps` those of the unit's verification, the last one under its variant.
+    """
     if steps is None:
+        assert unit is not None
         steps = choose_case(unit, lowered.compiled.graph, torch.float32).steps
     source = source_of(lowered)
 
@@ -160,24 +166,23 @@ def inference(
         runner = Runner(lowered.artifact, noted, source)
         runner.comm_class = noting(Comm, routes)
         state, found = Running(), []
-        with torch.no_grad():
-            for number, (phase, inputs) in enumerate(steps):
-                last = number == len(steps) - 1
-                past, old, before = state.past, state.row, Owners(state.owners)
-                noted.calls, start = [], len(routes)
-                placed = runner.run(
-                    phase, inputs, state, variant=unit.variant.index if last else None
-                )
+        for number, (phase, inputs) in enumerate(steps):
+            forced = unit is not None and number == len(steps) - 1
+            past, old, before = state.past, state.row, deepcopy(state.owners)
+            noted.calls, begin = [], len(routes)
+            with torch.no_grad():
+                variant = unit.variant.index if unit is not None and forced else None
+                placed = runner.run(phase, inputs, state, variant=variant)
                 for output in placed.values():
                     runner.everywhere(output)
-                out = next(iter(placed.values()))
-                found.append(
-                    Noted(
-                        state.row, state.past - past, past, Owners(state.owners),
-                        tuple(hi - lo for lo, hi in out.batches), noted.calls, routes[start:],
-                        before=before, old=old,
-                    )
-                )  # fmt: skip
+            batches = next(iter(placed.values())).batches
+            assert state.row is not None
+            found.append(
+                Noted(
+                    state.row, state.past - past, past, deepcopy(state.owners),
+                    tuple(hi - lo for lo, hi in batches), noted.calls, routes[begin:], old, before,
+                )
+            )  # fmt: skip
         return found
 
     return run_local(lowered.artifact.world, one)
@@ -212,9 +217,45 @@ def by_instruction(lowered: Lowered, one: Noted) -> Calls:
     return found
 
 
-def own_calls(one: Noted) -> Counter[tuple[int, Verb]]:
-    """The calls of the runner itself."""
-    return Counter((at, verb) for at, verb in one.calls if at < STRIDE)
+def programs_of(lowered: Lowered, row: Mapping[str, Any]) -> ProgramSet:
+    """The programs of a row of the manifest."""
+    programs = lowered.compiled.unit(row["phase"], row["variant"]).programs
+    assert programs is not None
+    return programs
+
+
+def runner_differences(lowered: Lowered, noted: Sequence[Noted]) -> list[str]:
+    """Ranks whose runner itself moved something else than predicted: outputs, and caches."""
+    found = []
+    for rank, one in enumerate(noted):
+        have = Counter((at, verb) for at, verb in one.calls if at < STRIDE)
+        want = Counter(runner_calls(lowered, rank, one))
+        if have != want:
+            found.append(f"rank {rank}\npredicted {want - have}\ncounted {have - want}")
+    return found
+
+
+def runner_calls(lowered: Lowered, rank: int, one: Noted) -> Iterator[tuple[int, Verb]]:
+    """(number, call) of what the runner moves for one step, from layouts alone."""
+    programs, grids = programs_of(lowered, one.row), lowered.compiled.world.grids
+    sizes = [Sizes(batch, one.tokens, one.past) for batch in one.batches]
+    if one.old is not None and one.old["variant"] != one.row["variant"]:
+        after = Owners(one.before)
+        after.keep(parts_of(programs), one.past)
+        tables = (one.before, after)
+        old = programs_of(lowered, one.old)
+        for size in sizes:
+            for verb in cache_verbs(old, programs, rank, grids, size, tables):
+                yield MOVE_CACHE, verb
+    for held in outputs_of(programs).values():
+        for index, size in enumerate(sizes):
+            for verb in output_verbs(held, Place(rank, grids, size), noted_ranks(lowered)):
+                yield GATHER_OUTPUT + index, verb
+
+
+def noted_ranks(lowered: Lowered) -> Sequence[int]:
+    """All ranks."""
+    return range(lowered.artifact.world)
 
 
 def predicted(
@@ -282,3 +323,41 @@ def differences(
                 )
                 found.append((rank, at, text))
     return found
+
+
+def check_inference(
+    lowered: Lowered, unit: Unit | None = None, steps: Steps | None = None
+) -> list[list[Noted]]:
+    """Every call of every step, on every rank, is as predicted."""
+    found = inference(lowered, unit, steps)
+    for number in range(len(found[0])):
+        noted = [one[number] for one in found]
+        wrong = differences(lowered, programs_of(lowered, noted[0].row), noted)
+        assert not wrong, wrong[0]
+        moved = runner_differences(lowered, noted)
+        assert not moved, moved[0]
+    assert any(step.calls for one in found for step in one)
+    return found
+
+
+def check_training(lowered: Lowered, batch: int, tokens: int) -> None:
+    """Every call of a step of every variant, on every rank, is as predicted."""
+    for unit in lowered.compiled.units:
+        found = training(lowered, step_inputs(lowered, batch, tokens), unit.variant.index)
+        assert unit.programs is not None
+        wrong = differences(lowered, unit.programs, found)
+        assert not wrong, wrong[0]
+        assert any(one.calls for one in found)
+
+
+def step_inputs(lowered: Lowered, batch: int, tokens: int) -> Mapping[str, Tensor]:
+    """Random ids and targets below 60."""
+    ids = lowered.compiled.graph.inputs[0].name
+    generator = torch.Generator().manual_seed(2)
+    numbers = torch.randint(60, (2, batch, tokens), generator=generator)
+    return {ids: numbers[0], "targets": numbers[1], "scale": torch.tensor(1.0 / (batch * tokens))}
+
+
+def moved_caches(found: Sequence[Sequence[Noted]]) -> int:
+    """How many messages gave cached keys and values to other owners."""
+    return sum(at == MOVE_CACHE for one in found for step in one for at, _ in step.calls)
