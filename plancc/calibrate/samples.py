@@ -1,0 +1,97 @@
+"""What instructions of emitted programs take where they stand, beside the work that they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import plancc.api as api
+from plancc.calibrate.point import TRAIN, Point
+from plancc.calibrate.probed import Laps
+from plancc.calibrate.toy import Decoder, Width
+from plancc.codegen.python import emit_program
+from plancc.dsl.errors import Bug
+from plancc.ir.program import Free, Instruction, RankProgram, produced
+from plancc.passes.run_programs import parts_of
+from plancc.simulate.forms import Work
+from plancc.simulate.place import Place, Sizes
+from plancc.simulate.work import ProgramWork
+
+PLAN = """plan one, edition 1
+mesh base[tp = 1] on local
+place ** on base
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Seconds from one value of a program to the next: the instructions in between and their works."""
+
+    function: str
+    steps: tuple[Instruction, ...]
+    works: tuple[tuple[Work, ...], ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A decoder compiled for one rank: its artifact, the world's grids, and a probed program for each phase."""
+
+    folder: Path
+    grids: Mapping[str, Any]
+    programs: Mapping[str, RankProgram]
+    probed: Mapping[str, Path]
+
+    def run(self, point: Point) -> dict[str, Any]:
+        """What a process is told of a run."""
+        return {
+            "folder": str(self.folder), "probed": str(self.probed[point.phase]),
+            "point": point.json(),
+        }  # fmt: skip
+
+
+def compiled(width: Width, training: bool, home: Path) -> Compiled:
+    """Compile a decoder into the folder `home`, with probes beside it."""
+    home.mkdir(parents=True)
+    plan = home / "one.plan"
+    plan.write_text(PLAN)
+    built = api.compile(
+        plan, Decoder(width), home / "artifact", verify=False, for_="train" if training else "infer"
+    )
+    programs, probed = {}, {}
+    for unit in built.compiled.units:
+        assert unit.programs is not None
+        (programs[unit.graph.phase],) = unit.programs.programs
+        path = probed[unit.graph.phase] = home / f"probed_{unit.graph.phase}.py"
+        path.write_text(emit_program(programs[unit.graph.phase], "one", probes=True))
+    return Compiled(built.folder, built.compiled.world.grids, programs, probed)
+
+
+def samples(found: Compiled, point: Point, laps: Laps) -> Iterator[Sample]:
+    """The samples of a run. Bug where its program has other probes than it should have."""
+    program = found.programs[point.phase]
+    sizes = Sizes(point.batch, point.tokens, point.past)
+    works = ProgramWork(program).works(Place(0, found.grids, sizes))
+    at = 0
+    for name, steps in parts_of(program):
+        rest = iter(laps.get(name, ()))
+        since: list[int] = []
+        for step in steps:
+            if not isinstance(step, Free):
+                since.append(at)
+            at += 1
+            values = produced(step)
+            if values and name in laps:
+                seconds = sum(next(rest) for _ in values)
+                chosen = [program.instructions[i] for i in since]
+                yield Sample(name, tuple(chosen), tuple(works[i] for i in since), seconds)
+                since = []
+        if next(rest, None) is not None:
+            raise Bug(f"{name} has more probes than values")
+
+
+def runs_of(points: Sequence[Point], training: bool) -> list[Point]:
+    """The points that a decoder which was compiled for this can run."""
+    return [point for point in points if (point.phase == TRAIN) == training]
