@@ -12,6 +12,7 @@ import numpy as np
 
 from plancc.calibrate.collectives import KINDS, MESSAGE, Exchange
 from plancc.calibrate.machine import Machine
+from plancc.calibrate.programs import Rows
 from plancc.calibrate.works import Timed
 from plancc.dsl.errors import Bug
 from plancc.simulate.parse_cluster import SCHEMA
@@ -25,12 +26,13 @@ Constant = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """All that was measured: `host` are seconds of Python by name (see plancc.calibrate.host)."""
+    """All that was measured: `rows` of calls in programs (else those of `works` count), `host` by name."""
 
     machine: Machine
     backend: str
     works: Sequence[Timed]
     exchanges: Sequence[Exchange]
+    rows: Rows = field(default_factory=dict)
     host: Mapping[str, float] = field(default_factory=dict)
     gpus: int = 0
 
@@ -56,7 +58,12 @@ def document(found: Findings) -> dict[str, Any]:
         "kinds": {found.kind: kind_of(found, count)},
         "links": {"node": links} if links else {},
         "collectives": [
-            {"kind": e.kind, "ranks": e.ranks, "bytes": e.size, "seconds": rounded(e.seconds.median)}
+            {
+                "kind": e.kind,
+                "ranks": e.ranks,
+                "bytes": e.size,
+                "seconds": rounded(e.seconds.median),
+            }
             for e in found.exchanges
             if e.kind in KINDS
         ],
@@ -117,19 +124,22 @@ def kind_of(found: Findings, count: int) -> dict[str, Any]:
             for name in ("matmul", "attention", "memory")
         },
         "launch": constant(quickest.seconds.median, found.source(f"the quickest call, {quickest.name}")),
-        "calls": calls(found.works),
+        "calls": rounded_rows(found.rows or calls(found.works)),
     }  # fmt: skip
     if found.host:
-        kind["host"] = {name: constant(s, found.source(HOST[name])) for name, s in found.host.items()}
+        kind["host"] = {
+            name: constant(s, found.source(HOST[name])) for name, s in found.host.items()
+        }
     return kind
 
 
 HOST = {
-    "instruction": "Python around an instruction: tiny decoders of few and many layers, less their kernels",
-    "recorded": "the same of training programs, where autograd records and runs backwards",
-    "parameter": "what the optimizer takes for a parameter, beside its kernels",
-    "step": "a step of a decoder without layers: sizes, inputs, handing out the next token",
-    "train_step": "a training step of a decoder without layers: data, agreement on the loss, optimizer",
+    "instruction": "an instruction without a kernel, median over programs of decoders",
+    "recorded": "what a call that autograd records takes beyond one that it does not, mean",
+    "backward": "what a kernel of a backward takes beyond one of a forward, mean",
+    "step": "a decode step outside of its program: sizes, inputs, handing out the next token",
+    "parameter": "what training takes for a parameter behind its programs, of tiny decoders",
+    "train_step": "what training takes behind its programs: data, agreement on the loss, optimizer",
 }
 """What the seconds of Python are of."""
 
@@ -172,12 +182,23 @@ def share(rates: Any) -> float:
     return min(1.0, statistics.median(found)) if found else 1.0
 
 
-def calls(works: Sequence[Timed]) -> dict[str, dict[str, list[list[float]]]]:
+def rounded_rows(rows: Rows) -> Rows:
+    """Rows as a file has them."""
+    return {
+        name: {
+            dtype: [[flops, size, rounded(seconds)] for flops, size, seconds in found]
+            for dtype, found in by_type.items()
+        }
+        for name, by_type in rows.items()
+    }
+
+
+def calls(works: Sequence[Timed]) -> Rows:
     """Rows [FLOPs, bytes, seconds] of products, of attention, and of memory-bound operators by name.
 
     "memory" has the medians over operators, for those that were not measured.
     """
-    found: dict[str, dict[str, list[list[float]]]] = {}
+    found: Rows = {}
     for one in works:
         name = one.operator if one.kind == "memory" else one.kind
         found.setdefault(name, {}).setdefault(one.dtype, []).append(row(one))
@@ -187,7 +208,7 @@ def calls(works: Sequence[Timed]) -> dict[str, dict[str, list[list[float]]]]:
             sizes.setdefault(round(math.log2(one.bytes)), []).append(one)
         found.setdefault("memory", {})[dtype] = [
             [0, round(statistics.fmean(one.bytes for one in rows)),
-             rounded(statistics.median(one.seconds.median for one in rows))]
+             statistics.median(one.seconds.median for one in rows)]
             for _, rows in sorted(sizes.items())
         ]  # fmt: skip
     return found
@@ -195,7 +216,7 @@ def calls(works: Sequence[Timed]) -> dict[str, dict[str, list[list[float]]]]:
 
 def row(one: Timed) -> list[float]:
     """A row of a table."""
-    return [one.flops, one.bytes, rounded(one.seconds.median)]
+    return [one.flops, one.bytes, one.seconds.median]
 
 
 def links_of(found: Findings) -> dict[str, Any]:
@@ -239,9 +260,9 @@ def line(pairs: Sequence[Exchange]) -> tuple[float, float]:
         np.stack([1 / seconds, sizes / seconds], 1), np.ones(len(pairs)), rcond=None
     )
     latency, slope = (float(x) for x in both)
-    if latency <= 0 or slope <= 0:
-        first, last = seconds[np.argmin(sizes)], seconds[np.argmax(sizes)]
-        latency, slope = float(first), float(max(last - first, 1e-12) / max(sizes.max(), 1.0))
+    if latency <= 0 or slope <= 0:  # noise: the quickest, and what the largest takes beyond it
+        latency, largest = float(seconds.min()), float(seconds[np.argmax(sizes)])
+        slope = (largest - latency or latency) / float(sizes.max())
     return latency, 1 / slope
 
 

@@ -45,7 +45,9 @@ class Machine:
     def about(self) -> str:
         """`measured 2026-01-31 on AMD EPYC (2 cores), torch 2.13.0, 1 thread a rank`."""
         device = self.gpu or f"{self.cpu} ({self.cores} core{'' if self.cores == 1 else 's'})"
-        threads = "" if self.gpu else f", {self.threads} thread{'' if self.threads == 1 else 's'} a rank"
+        threads = (
+            "" if self.gpu else f", {self.threads} thread{'' if self.threads == 1 else 's'} a rank"
+        )
         return f"measured {self.when[:10]} on {device}, torch {self.torch}{threads}"
 
 

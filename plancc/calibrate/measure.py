@@ -1,11 +1,12 @@
-"""Measure this machine, stage by stage: local calls, verbs of groups of ranks, Python around them."""
+"""Measure this machine, stage by stage: local calls, verbs of groups of ranks, programs of decoders."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +14,19 @@ import torch
 
 from plancc.calibrate import collectives, works
 from plancc.calibrate.clock import QUICK, THOROUGH
-from plancc.calibrate.collectives import Exchange
 from plancc.calibrate.document import Findings, document
-from plancc.calibrate.host import host_seconds
 from plancc.calibrate.machine import disturbances, this_machine, usable_cores
-from plancc.calibrate.works import Timed
+from plancc.calibrate.request import CalibrationError, Request, started
+from plancc.calibrate.stages import program_stages
 from plancc.runtime.local import run_local
 
-RANKS = (2, 3, 4, 8)
 SIZES = tuple(8 << (3 * step) for step in range(8))
 """Bytes of an operand: 8 B to 16 MiB."""
 QUICK_SIZES = (8, 4096, 262144)
 WORK = ("matmul", "attention", "memory")
-TIME_LIMIT = 120.0
-"""Seconds that one measured call, or a lap of them, may take."""
 
 Told = Callable[[int, int, str], None]
 """Is told of each stage: how many are done, how many there are, what comes next."""
-
-
-class CalibrationError(Exception):
-    """What was asked for cannot be measured here; the user's side, exit code 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What to measure: the backend, group sizes of collectives, dtypes (short names), few sizes or all."""
-
-    backend: str = "local"
-    ranks: tuple[int, ...] = RANKS
-    dtypes: tuple[str, ...] = ("f32",)
-    quick: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,81 +39,65 @@ class Calibration:
 
 def calibrate(request: Request, told: Told = lambda done, of, next: None) -> Calibration:
     """Measure. Raises CalibrationError, RankFailure."""
-    ranks = group_sizes(request)
     device = torch.device("cuda" if request.backend == "nccl" else "cpu")
+    ranks = group_sizes(request)
     threads = torch.get_num_threads() if request.backend == "local" else 1
     machine = this_machine(device, threads)
-    kinds = [(kind, dtype) for dtype in request.dtypes for kind in WORK]
-    stages = [f"{kind} {dtype}" for kind, dtype in kinds]
-    stages += [f"collectives of {count} ranks" for count in ranks]
-    stages += [] if device.type == "cuda" else ["Python around calls"]
-    done = iter(range(len(stages)))
-
-    def next_stage() -> None:
-        at = next(done)
-        told(at, len(stages), stages[at])
-
-    timed: list[Timed] = []
-    for kind, dtype in kinds:
-        next_stage()
-        timed += local_calls(request, kind, dtype, threads)
-    exchanges: list[Exchange] = []
-    for count in ranks:
-        next_stage()
-        exchanges += verbs(request, count, threads)
-    found = Findings(
-        machine, request.backend, timed, exchanges,
-        gpus=torch.cuda.device_count() if device.type == "cuda" else 0,
-    )  # fmt: skip
-    if device.type != "cuda":
-        next_stage()
-        found = with_host(found, host_seconds(document(found), request.backend, request.quick))
+    found = Findings(machine, request.backend, [], [], gpus=gpus() if device.type == "cuda" else 0)
+    stages: list[tuple[str, Callable[[Findings], Findings]]] = [
+        (f"{kind} {dtype}", partial(with_calls, request, kind, dtype, threads))
+        for dtype in request.dtypes for kind in WORK
+    ]  # fmt: skip
+    stages += [(f"{n} ranks that meet", partial(with_verbs, request, n, threads)) for n in ranks]
+    if device.type == "cpu":
+        stages += program_stages(request, threads)
+    for at, (name, stage) in enumerate(stages):
+        told(at, len(stages), name)
+        found = stage(found)
     told(len(stages), len(stages), "")
-    spreads = [one.seconds for one in (*timed, *exchanges)]
+    spreads = [one.seconds for one in (*found.works, *found.exchanges)]
     return Calibration(document(found), tuple(disturbances(machine, spreads)))
 
 
-def with_host(found: Findings, host: Mapping[str, float]) -> Findings:
-    """The findings with the seconds of Python."""
-    return Findings(found.machine, found.backend, found.works, found.exchanges, host, found.gpus)
-
-
-def group_sizes(request: Request) -> tuple[int, ...]:
-    """The sizes of groups to measure; CalibrationError for what this machine cannot."""
-    if request.backend != "nccl":
-        return request.ranks
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not count:
-        raise CalibrationError("nccl needs GPUs, and this host has none: try --backend gloo or local")
-    return tuple(n for n in request.ranks if n <= count)
-
-
-def local_calls(request: Request, kind: str, dtype: str, threads: int) -> list[Timed]:
-    """The calls of one kind of work: on as many ranks at a time as can compute at a time."""
-    payload = {"dtype": dtype, "kind": kind, "quick": request.quick, "threads": threads}
+def with_calls(request: Request, kind: str, dtype: str, threads: int, found: Findings) -> Findings:
+    """Calls of one kind of work: on as many ranks at a time as can compute at a time."""
     if request.backend == "local":
-        return works.joined([works.rows_of(dtype, kind, request.quick, torch.device("cpu"), threads)], dtype)
-    world = torch.cuda.device_count() if request.backend == "nccl" else usable_cores()
-    return works.joined(started(request.backend, world, "plancc.calibrate.works:run_rank", payload), dtype)
+        ranks = [works.rows_of(dtype, kind, request.quick, torch.device("cpu"), threads)]
+    else:
+        payload = {"dtype": dtype, "kind": kind, "quick": request.quick, "threads": threads}
+        world = found.gpus or usable_cores()
+        ranks = started(request.backend, world, "plancc.calibrate.works:run_rank", payload)
+    return replace(found, works=[*found.works, *works.joined(ranks, dtype)])
 
 
-def verbs(request: Request, count: int, threads: int) -> list[Exchange]:
+def with_verbs(request: Request, count: int, threads: int, found: Findings) -> Findings:
     """The verbs among `count` ranks."""
     payload = {
         "sizes": QUICK_SIZES if request.quick else SIZES, "threads": threads,
         "effort": asdict(QUICK if request.quick else THOROUGH),
     }  # fmt: skip
     if request.backend == "local":
-        return collectives.joined(run_local(count, lambda t: collectives.run_rank(t, payload)))
-    entry = "plancc.calibrate.collectives:run_rank"
-    return collectives.joined(started(request.backend, count, entry, payload))
+        ranks = run_local(count, lambda t: collectives.run_rank(t, payload))
+    else:
+        ranks = started(request.backend, count, "plancc.calibrate.collectives:run_rank", payload)
+    return replace(found, exchanges=[*found.exchanges, *collectives.joined(ranks)])
 
 
-def started(backend: str, world: int, entry: str, payload: Mapping[str, Any]) -> list[Any]:
-    """What the processes of all ranks return."""
-    from plancc.runtime.launch import launch
+def gpus() -> int:
+    """How many GPUs there are."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
-    return launch(world, entry, dict(payload), backend=backend, time_limit=TIME_LIMIT)
+
+def group_sizes(request: Request) -> tuple[int, ...]:
+    """The sizes of groups to measure; CalibrationError for what this machine cannot."""
+    if request.backend != "nccl":
+        return request.ranks
+    count = gpus()
+    if not count:
+        raise CalibrationError(
+            "nccl needs GPUs, and this host has none: try --backend gloo or local"
+        )
+    return tuple(n for n in request.ranks if n <= count)
 
 
 def save(document: Mapping[str, Any], path: Path) -> None:

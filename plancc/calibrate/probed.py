@@ -25,7 +25,8 @@ from plancc.runtime.transport import Transport
 AT = 24
 """Instruction number of the barrier before each run."""
 Laps = dict[str, list[float]]
-"""Function of a program -> median seconds between one probe and the next."""
+"""Function of a program -> median seconds between one probe and the next; AROUND -> those around it."""
+AROUND = "around"
 
 
 class Stamps:
@@ -36,12 +37,20 @@ class Stamps:
         self.found: dict[str, list[list[float]]] = {}
         self.lap: list[float] = []
         self.last = 0.0
+        self.inside = 0.0
 
     def begin(self, function: str) -> None:
         """A function begins."""
         self.lap = []
         self.found.setdefault(function, []).append(self.lap)
         self.last = self.now()
+
+    def around(self, step: Callable[[], object]) -> None:
+        """Make a step: what it takes outside of the program's functions is kept, too."""
+        self.inside = 0.0
+        began = self.now()
+        step()
+        self.found.setdefault(AROUND, []).append([self.now() - began - self.inside])
 
     def __call__(self, name: str, value: object) -> None:
         """A value is there."""
@@ -67,13 +76,18 @@ def probing(path: Path, stamps: Stamps) -> Any:
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(view: Any, *rest: Any) -> Any:
             view.probe = stamps
+            began = stamps.now()
             stamps.begin(name)
-            return function(view, *rest)
+            found = function(view, *rest)
+            stamps.inside += stamps.now() - began
+            return found
 
         return run
 
     module = load_program(path)
-    found = {n: f for n, f in vars(module).items() if callable(f) and f.__module__ == module.__name__}
+    found = {
+        n: f for n, f in vars(module).items() if callable(f) and f.__module__ == module.__name__
+    }
     return SimpleNamespace(**{name: timed(name, function) for name, function in found.items()})
 
 
@@ -94,41 +108,43 @@ def laps_of(run: Mapping[str, Any], threads: int) -> Laps:
     artifact = load_artifact(run["folder"])
     stamps = Stamps(time.thread_time if threads == 1 else time.perf_counter)
     module = probing(Path(run["probed"]), stamps)
-    run_local(1, lambda transport: steps(artifact, transport, point, module))
+    run_local(1, lambda transport: steps(artifact, transport, point, module, stamps))
     return stamps.medians(WARM)
 
 
-def steps(artifact: Artifact, transport: Transport, point: Point, module: Any) -> None:
+def steps(
+    artifact: Artifact, transport: Transport, point: Point, module: Any, stamps: Stamps
+) -> None:
     """Make the point's steps, warm-up included, with the probed program."""
     generator = torch.Generator().manual_seed(0)
     length = point.prompt if point.phase == DECODE else point.tokens
     shape = (point.batch, length)
     ids = torch.randint(vocabulary(artifact), shape, generator=generator)
     if point.phase == TRAIN:
-        train(TrainRunner(artifact, transport, open_weights(artifact)), ids, point, module)
-        return
-    runner = Runner(artifact, transport, open_weights(artifact))
-    state = Running()
-
-    def run(phase: str, given: Tensor, probe: Any = None) -> Tensor:
-        placed = runner.run(phase, {runner.input_name(phase): given}, state, probe=probe)
-        return runner.everywhere(placed["next_token"]).unsqueeze(1)
-
-    with torch.no_grad():
-        if point.phase == DECODE:
-            ids = run("prefill", ids)
+        runner = TrainRunner(artifact, transport, open_weights(artifact))
+        given = {"input_ids": ids, "targets": ids, "scale": torch.tensor(1.0 / ids.numel())}
         for _ in range(WARM + point.steps):
-            if point.phase != DECODE:
-                state = Running()
-            found = run(point.phase, ids, lambda file: module.step)
-            ids = found if point.phase == DECODE else ids
+            stamps.around(lambda: runner.step(given, probe=lambda file: module))
+        return
+    with torch.no_grad():
+        generation(Runner(artifact, transport, open_weights(artifact)), ids, point, module, stamps)
 
 
-def train(runner: TrainRunner, ids: Tensor, point: Point, module: Any) -> None:
-    """Forward and backward steps, without an optimizer."""
-    scale = torch.tensor(1.0 / ids.numel())
+def generation(runner: Runner, ids: Tensor, point: Point, module: Any, stamps: Stamps) -> None:
+    """Prefills of `ids`, or decode steps behind them."""
+    state, token = Running(), ids
+
+    def run(phase: str, given: Tensor, probe: Any) -> None:
+        nonlocal token
+        placed = runner.run(phase, {runner.input_name(phase): given}, state, probe=probe)
+        token = runner.everywhere(placed["next_token"]).unsqueeze(1)
+
+    decodes = point.phase == DECODE
+    if decodes:
+        run("prefill", ids, None)
     for _ in range(WARM + point.steps):
-        runner.step({"input_ids": ids, "targets": ids, "scale": scale}, probe=lambda file: module)
+        state = state if decodes else Running()
+        stamps.around(lambda: run(point.phase, token if decodes else ids, lambda file: module.step))
 
 
 def joined(ranks: Sequence[Laps]) -> Laps:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import plancc.api as api
-from plancc.calibrate.point import TRAIN, Point
+from plancc.calibrate.point import Point
 from plancc.calibrate.probed import Laps
-from plancc.calibrate.toy import Decoder, Width
+from plancc.calibrate.toy import Decoder
 from plancc.codegen.python import emit_program
 from plancc.dsl.errors import Bug
 from plancc.ir.program import Free, Instruction, RankProgram, produced
@@ -37,7 +37,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A decoder compiled for one rank: its artifact, the world's grids, and a probed program for each phase."""
+    """A decoder compiled for one rank: its artifact, the world's grids, a probed program for each phase."""
 
     folder: Path
     grids: Mapping[str, Any]
@@ -52,13 +52,13 @@ class Compiled:
         }  # fmt: skip
 
 
-def compiled(width: Width, training: bool, home: Path) -> Compiled:
+def compiled(model: Decoder, training: bool, home: Path) -> Compiled:
     """Compile a decoder into the folder `home`, with probes beside it."""
     home.mkdir(parents=True)
     plan = home / "one.plan"
     plan.write_text(PLAN)
     built = api.compile(
-        plan, Decoder(width), home / "artifact", verify=False, for_="train" if training else "infer"
+        plan, model, home / "artifact", verify=False, for_="train" if training else "infer"
     )
     programs, probed = {}, {}
     for unit in built.compiled.units:
@@ -90,8 +90,3 @@ def samples(found: Compiled, point: Point, laps: Laps) -> Iterator[Sample]:
                 since = []
         if next(rest, None) is not None:
             raise Bug(f"{name} has more probes than values")
-
-
-def runs_of(points: Sequence[Point], training: bool) -> list[Point]:
-    """The points that a decoder which was compiled for this can run."""
-    return [point for point in points if (point.phase == TRAIN) == training]

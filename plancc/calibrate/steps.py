@@ -46,7 +46,9 @@ class Watch:
 
     def __init__(self, transport: Transport) -> None:
         self.device = transport.device
-        self._busy = time.thread_time if isinstance(transport, LocalTransport) else time.process_time
+        self._busy = (
+            time.thread_time if isinstance(transport, LocalTransport) else time.process_time
+        )
 
     def stamp(self) -> Stamp:
         """Now, once a GPU has done what was queued."""

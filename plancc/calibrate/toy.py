@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class Width:
-    """The sizes of a decoder; a head has hidden / heads numbers."""
+    """The sizes of a decoder. Fewer heads than hidden / 64 make its products those of a tensor-parallel rank."""
 
     layers: int
     hidden: int
     heads: int
     ffn: int
     vocab: int
+    head_dim: int = 64
     length: int = 1024
 
 
@@ -43,16 +44,20 @@ class _Layer(nn.Module):
 
     def __init__(self, width: Width) -> None:
         super().__init__()
-        hidden, self.heads = width.hidden, width.heads
+        hidden, inner, self.heads = width.hidden, width.heads * width.head_dim, width.heads
         self.first, self.second = _Norm(hidden), _Norm(hidden)
-        self.q, self.k, self.v, self.out = (nn.Linear(hidden, hidden, bias=False) for _ in range(4))
+        self.q, self.k, self.v = (nn.Linear(hidden, inner, bias=False) for _ in range(3))
+        self.out = nn.Linear(inner, hidden, bias=False)
         self.gate, self.up = (nn.Linear(hidden, width.ffn, bias=False) for _ in range(2))
         self.down = nn.Linear(width.ffn, hidden, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         batch, seq, _ = x.shape
         y = self.first(x)
-        q, k, v = (one(y).view(batch, seq, self.heads, -1).transpose(1, 2) for one in (self.q, self.k, self.v))
+        q, k, v = (
+            one(y).view(batch, seq, self.heads, -1).transpose(1, 2)
+            for one in (self.q, self.k, self.v)
+        )
         q, k = _turned(q, cos, sin), _turned(k, cos, sin)
         found = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(found.transpose(1, 2).reshape(batch, seq, -1))
@@ -72,7 +77,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(_Layer(width) for _ in range(width.layers))
         self.norm = _Norm(width.hidden)
         self.lm_head = nn.Linear(width.hidden, width.vocab, bias=False)
-        half = width.hidden // width.heads // 2
+        half = width.head_dim // 2
         angles = torch.outer(torch.arange(width.length), 10000.0 ** (-torch.arange(half) / half))
         angles = torch.cat((angles, angles), dim=-1)
         self.register_buffer("cos", angles.cos(), persistent=False)

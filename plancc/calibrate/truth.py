@@ -91,9 +91,7 @@ def in_threads(artifact: Artifact, point: Point, job: Job | None) -> list[list[M
     )  # fmt: skip
 
 
-def launched(
-    artifact: Artifact, point: Point, job: Job | None, threads: int
-) -> list[list[Mark]]:
+def launched(artifact: Artifact, point: Point, job: Job | None, threads: int) -> list[list[Mark]]:
     """A process a rank, on this host."""
     from plancc.runtime.launch import launch
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from plancc.calibrate.clock import QUICK, THOROUGH, Clock
-from plancc.calibrate.operators import FULL, SMALL, Case, cases
+from plancc.calibrate.operators import FEW, FULL, SMALL, Case, cases
 from plancc.calibrate.spread import Spread
 from plancc.runtime.transport import Transport
 from plancc.runtime.view import dtype_named
@@ -51,9 +51,10 @@ def rows_of(
 ) -> list[Row]:  # fmt: skip
     """Measure the cases of one kind of work; `ready` returns when all ranks are about to begin one."""
     clock = Clock(device, threads, QUICK if quick else THOROUGH)
+    sizes = SMALL if quick else FULL if device.type == "cuda" else FEW
     found: list[Row] = []
     with torch.no_grad():
-        for case in cases(kind, SMALL if quick else FULL, dtype_named(dtype), dtype, device):
+        for case in cases(kind, sizes, dtype_named(dtype), dtype, device):
             ready()
             found.append(row_of(case, clock.seconds(case.call)))
     return found

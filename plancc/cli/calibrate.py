@@ -52,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and write; 1 for what cannot be measured here, 3 for ranks that failed."""
-    from plancc.calibrate.measure import RANKS, CalibrationError, Request, calibrate, save
+    from plancc.calibrate.measure import calibrate, save
+    from plancc.calibrate.request import RANKS, CalibrationError, Request
 
     out = Path(args.out)
     if not out.absolute().parent.is_dir():

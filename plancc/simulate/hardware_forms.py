@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import exp, hypot, log
@@ -13,9 +13,10 @@ POWER = 3
 """How fast a measured point loses weight with its distance."""
 NEAR = 1e-9
 """Points this close (in log space) are the same."""
-HOST = ("instruction", "recorded", "parameter", "step", "train_step")
-"""Of what the seconds of Python are: an instruction, one of a training program (and each kernel of its
-backward), a parameter in an optimizer's step, what else a step takes, or a training step."""
+HOST = ("instruction", "recorded", "backward", "step", "parameter", "train_step")
+"""Of what the seconds of Python are: an instruction without a kernel (that of the others is in their measured
+calls); what autograd adds to a call that it records, and to each kernel of a backward; what a step takes
+beside its program; in training a parameter of the optimizer, and all else behind the programs."""
 VERBS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 """The verbs in which a whole group meets."""
 
@@ -80,11 +81,24 @@ class Table:
     by_bytes: Curve | None
 
 
+def isotone(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The (size, seconds) nearest to some points in log space that never fall (pool adjacent violators)."""
+    blocks: list[tuple[list[float], float]] = []
+    for size, seconds in sorted(points):
+        sizes, mean = [size], log(seconds)
+        while blocks and blocks[-1][1] > mean:
+            before, other = blocks.pop()
+            mean = (mean * len(sizes) + other * len(before)) / (len(sizes) + len(before))
+            sizes = before + sizes
+        blocks.append((sizes, mean))
+    return [(size, exp(mean)) for sizes, mean in blocks for size in sizes]
+
+
 @dataclass(frozen=True, slots=True)
 class MeasuredCalls:
     """Calls of one operator in one dtype: (FLOPs, bytes, seconds) each, all positive but FLOPs.
 
-    Without FLOPs a curve over bytes. With them each point tells by how much it is slower than a roofline
+    Without FLOPs a curve over bytes that never falls. With them each point tells by how much it is slower than a roofline
     without overlap says; between points these ratios are averaged, the near ones counting most (inverse
     distance weighting, Shepard 1968, in log space), so that every point is met and none is left far behind.
     """
@@ -96,7 +110,7 @@ class MeasuredCalls:
     def of_points(cls, points: Sequence[tuple[float, float, float]]) -> MeasuredCalls:
         """Measured calls; they are by bytes if no point has FLOPs. Not for no points."""
         plain = all(not flops for flops, _, _ in points)
-        curve = Curve.of_points([(size, seconds) for _, size, seconds in points]) if plain else None
+        curve = Curve.of_points(isotone((b, s) for _, b, s in points)) if plain else None
         kept = points if plain else [point for point in points if point[0]]
         return cls(tuple(kept), curve)
 

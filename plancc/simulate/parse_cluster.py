@@ -221,7 +221,9 @@ def parse_calls(read: Reader, value: Any, at: str) -> dict[tuple[str, str], Meas
             points = list(parse_rows(read, rows, where))
             mixed = len({flops > 0 for flops, _, _ in points}) > 1
             if mixed or (points and (points[0][0] > 0) != (name in WORK[:2])):
-                read.wrong(where, f"rows of {' and '.join(WORK[:2])} have FLOPs, other rows have none")
+                read.wrong(
+                    where, f"rows of {' and '.join(WORK[:2])} have FLOPs, other rows have none"
+                )
             elif points:
                 found[name, dtype] = MeasuredCalls.of_points(points)
     return found

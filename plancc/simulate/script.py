@@ -172,8 +172,7 @@ class Writer:
         self, step: Instruction, works: tuple[Work, ...], path: str, line: str
     ) -> list[Item]:
         """The kernels of an instruction, and the Python around them."""
-        name = "recorded" if self.program.sections else "instruction"
-        host = self.hardware.host(self.rank, name) * python_calls(step, works)
+        host = self.python(step, works)
         found = []
         for work in works:
             if work.kind != "view":
@@ -184,6 +183,17 @@ class Writer:
         if host:
             found.append(Item("work", Label(called(step), "compute", path, line), host))
         return found
+
+    def python(self, step: Instruction, works: Sequence[Work]) -> float:
+        """The seconds of Python of an instruction that are not in those of its kernels."""
+        calls = python_calls(step, works)
+        if not calls:
+            return 0.0
+        seconds = 0.0 if works else self.hardware.host(self.rank, "instruction")
+        if self.program.sections:
+            name = "backward" if isinstance(step, Backward) else "recorded"
+            seconds += calls * self.hardware.host(self.rank, name)
+        return seconds
 
     def meeting(self, step: Instruction, calls: tuple[Verb, ...], path: str, line: str) -> Item:
         """A collective, now or beside the computation."""
