@@ -55,7 +55,7 @@ def calibrate(request: Request, told: Told = lambda done, of, next: None) -> Cal
         told(at, len(stages), name)
         found = stage(found)
     told(len(stages), len(stages), "")
-    spreads = [one.seconds for one in (*found.works, *found.exchanges)]
+    spreads = [w.seconds for w in found.works] + [e.seconds for e in found.exchanges]
     return Calibration(document(found), tuple(disturbances(machine, spreads)))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class Width:
-    """The sizes of a decoder. Fewer heads than hidden / 64 make its products those of a tensor-parallel rank."""
+    """The sizes of a decoder. Few heads make its products those of a rank under tensor parallelism."""
 
     layers: int
     hidden: int
@@ -51,18 +51,20 @@ class _Layer(nn.Module):
         self.gate, self.up = (nn.Linear(hidden, width.ffn, bias=False) for _ in range(2))
         self.down = nn.Linear(width.ffn, hidden, bias=False)
 
+    def projected(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.q(y), self.k(y), self.v(y)
+
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         batch, seq, _ = x.shape
         y = self.first(x)
-        q, k, v = (
-            one(y).view(batch, seq, self.heads, -1).transpose(1, 2)
-            for one in (self.q, self.k, self.v)
-        )
+        heads = (x.view(batch, seq, self.heads, -1).transpose(1, 2) for x in self.projected(y))
+        q, k, v = heads
         q, k = _turned(q, cos, sin), _turned(k, cos, sin)
         found = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(found.transpose(1, 2).reshape(batch, seq, -1))
         y = self.second(x)
-        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+        x = x + self.down(F.silu(self.gate(y)) * self.up(y))
+        return x
 
 
 class Decoder(nn.Module):
@@ -89,4 +91,5 @@ class Decoder(nn.Module):
         x = self.embed_tokens(input_ids)
         for layer in self.layers:
             x = layer(x, self.cos[:seq], self.sin[:seq])
-        return self.lm_head(self.norm(x))
+        logits: Tensor = self.lm_head(self.norm(x))
+        return logits

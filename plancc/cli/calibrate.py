@@ -85,13 +85,15 @@ def warn(warnings: tuple[str, ...]) -> None:
 
 def show(out: Path, document: Any) -> None:
     """The constants that say most."""
+    from plancc.calibrate.document import HOST
+
     (name, kind), *_ = document["kinds"].items()
     print(f"{out}: {document['about']}")
     for dtype, peak in kind["flops"].items():
         print(f"  {name} {dtype}: {peak['value'] / 1e9:,.1f} GFLOP/s in matrix products")
     print(f"  {name}: {kind['bandwidth']['value'] / 1e9:,.1f} GB/s of memory")
     for what, seconds in kind.get("host", {}).items():
-        print(f"  {name}: {seconds['value'] * 1e6:,.1f} us a {what.replace('_', ' ')} in Python")
+        print(f"  {name}: {seconds['value'] * 1e6:,.1f} us {HOST[what]}")
     link = document["links"].get("node")
     if link is not None:
         print(

@@ -98,9 +98,9 @@ def isotone(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
 class MeasuredCalls:
     """Calls of one operator in one dtype: (FLOPs, bytes, seconds) each, all positive but FLOPs.
 
-    Without FLOPs a curve over bytes that never falls. With them each point tells by how much it is slower than a roofline
-    without overlap says; between points these ratios are averaged, the near ones counting most (inverse
-    distance weighting, Shepard 1968, in log space), so that every point is met and none is left far behind.
+    Without FLOPs a curve over bytes that never falls. With them each point tells by how much it is slower
+    than a roofline without overlap says; between points these ratios are averaged, the near ones counting
+    most (inverse distance weighting, Shepard 1968, in log space), so that every point is met.
     """
 
     points: tuple[tuple[float, float, float], ...]
