@@ -78,10 +78,11 @@ def user_errors() -> tuple[type[Exception], ...]:
     from plancc.runtime.optimizer import SpecError
     from plancc.runtime.training.job import TrainError
     from plancc.runtime.weights import WeightsError
+    from plancc.show.files import WriteError
 
     return (
         ModelError, ArtifactError, WeightsError, VerifyError,
-        NotTrainable, DataError, SpecError, TrainError,
+        NotTrainable, DataError, SpecError, TrainError, WriteError,
     )  # fmt: skip
 
 

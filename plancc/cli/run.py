@@ -19,6 +19,7 @@ from plancc.cli.options import (
     say,
     user_errors,
 )
+from plancc.cli.shown import add_trace, record, refusal, wanted, write_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds that one instruction of a process may take (gloo, nccl)",
     )  # fmt: skip
     add_failover(parser)
+    add_trace(parser)
     add_json(parser)
 
 
@@ -65,17 +67,17 @@ def run(args: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory() as aside:
             out = Path(aside) / "artifact"
             say(f"compiling {args.plan} ...")
-            api.compile(
+            built = api.compile(
                 args.plan, args.model, out, weights=args.weights, sets=dict(args.sets),
                 model_args=dict(args.model_args), verify=not args.no_verify, for_="infer",
             )  # fmt: skip
-            return run_artifact(args, out)
+            return run_artifact(args, out, built)
     except user_errors() as problem:
         return complain(str(problem))
 
 
-def run_artifact(args: argparse.Namespace, folder: Path) -> int:
-    """Generate with the artifact in `folder` and print what came out."""
+def run_artifact(args: argparse.Namespace, folder: Path, built: Any = None) -> int:
+    """Generate with the artifact in `folder` and print what came out; `built` if it was compiled just now."""
     from plancc.runtime.artifact import load_artifact
     from plancc.runtime.prompts import Codec
 
@@ -91,10 +93,16 @@ def run_artifact(args: argparse.Namespace, folder: Path) -> int:
     problem = artifact.refuses(ids.shape[0], ids.shape[1], args.new_tokens)
     if problem:
         return complain(problem)
-    problem = too_few_devices(args.backend, artifact.world)
+    problem = too_few_devices(args.backend, artifact.world) or refusal(
+        args, artifact, under_torchrun()
+    )
     if problem:
         return complain(problem)
-    found = survive(args, artifact, ids) if args.failover else generate(args, artifact, ids)
+    records = None
+    if wanted(args):
+        found, records = record(args, artifact, ids)
+    else:
+        found = survive(args, artifact, ids) if args.failover else generate(args, artifact, ids)
     if args.backend != "local" and under_torchrun() and os.environ["RANK"] != "0":
         return 0
     facts: dict[str, Any] = {
@@ -115,6 +123,8 @@ def run_artifact(args: argparse.Namespace, folder: Path) -> int:
     if args.check:
         facts["matches_reference"] = matches(args, artifact, ids, found["tokens"])
     show(args, facts)
+    if records is not None:
+        write_run(args, artifact, records, built)
     return 1 if facts.get("matches_reference") is False else 0
 
 

@@ -6,7 +6,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from plancc.cli.options import add_json, add_plan_options, complain, print_json, user_errors
+from plancc.cli.options import (
+    add_json,
+    add_plan_options,
+    complain,
+    print_json,
+    say,
+    user_errors,
+)
+from plancc.cli.shown import add_trace, wanted
+
+LENGTH = 1024
 
 
 def numbers(text: str) -> list[int]:
@@ -34,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="another value of a constant of the cluster: links.network.nics=1 (repeatable)",
     )  # fmt: skip
     parser.add_argument("--batch", type=numbers, default=[1], metavar="B[,B...]")
-    parser.add_argument("--seq-len", type=numbers, default=[1024], metavar="N[,N...]")
+    parser.add_argument(
+        "--seq-len", type=numbers, metavar="N[,N...]",
+        help="lengths (default: 1024, or the longest that plan and model admit)",
+    )  # fmt: skip
     parser.add_argument(
         "--phase", metavar="P[,P...]",
         help="prefill, decode, train or forward (default: train where the plan says so, else the "
@@ -61,6 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with two plans: the lengths between the smallest and the largest --seq-len at which "
         "one overtakes the other",
     )  # fmt: skip
+    parser.add_argument(
+        "--summary", action="store_true", help="draw who computes, moves and waits, for every row"
+    )
+    add_trace(parser)
     add_json(parser)
 
 
@@ -68,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
     """Simulate every plan at every point; 1 for wrong input."""
     from plancc.simulate.errors import SimulateError
 
-    if args.crossover and len(args.plans) != 2:
-        return complain("--crossover compares two plans") and 2
+    if args.crossover and (len(args.plans) != 2 or len(args.seq_len or ()) < 2):
+        return complain("--crossover compares two plans between two or more --seq-len") and 2
     if args.microbatches not in (None, "best") and not args.microbatches.isdigit():
         return complain("--microbatches is a number or `best`") and 2
     if not args.cluster:
@@ -94,13 +111,14 @@ def simulate(args: argparse.Namespace) -> int:
     from plancc.simulate.table import table
 
     subjects = [opened(args, plan) for plan in args.plans]
-    rows = [
-        row_at(args, subject, phase, batch, seq_len)
+    points = [
+        (subject, *row_at(args, subject, phase, batch, seq_len))
         for subject in subjects
         for phase in phases_of(args, subject)
         for batch in args.batch
-        for seq_len in args.seq_len
+        for seq_len in args.seq_len or [usual_length(subject)]
     ]
+    rows = [row for _, row, _ in points]
     found = []
     if args.crossover:
         low, high = min(args.seq_len), max(args.seq_len)
@@ -111,6 +129,7 @@ def simulate(args: argparse.Namespace) -> int:
             for crossing in crossings(subjects[0], subjects[1], phase, batch, low, high)
         ]
     assumptions = said(args, subjects)
+    write_shown(args, points, assumptions)
     if args.json:
         print_json({
             "predicted": True, "cluster": args.cluster, "rows": [row.json() for row in rows],
@@ -120,6 +139,8 @@ def simulate(args: argparse.Namespace) -> int:
         return 0 if all(row.fits for row in rows) else 1
     print(f"predicted, on {args.cluster}")
     print(table(rows))
+    for subject, _, outcome in points if args.summary else ():
+        print_summary(subject, outcome)
     for c in found:
         print(
             f"{c.phase}, batch {c.batch}: {c.faster} is faster than {c.slower} from seq_len "
@@ -130,6 +151,13 @@ def simulate(args: argparse.Namespace) -> int:
     for text in assumptions:
         print(f"note: {text}")
     return 0 if all(row.fits for row in rows) else 1
+
+
+def usual_length(subject: Any) -> int:
+    """1024, or the longest sequence that the plan and the model admit."""
+    longest = min(unit.graph.limits.get("T", LENGTH) for unit in subject.compiled.units)
+    low, high = subject.plan.inputs.get("seq_len", (1, LENGTH))
+    return int(max(low, min(LENGTH, longest, high)))
 
 
 def as_json(crossing: Any) -> dict[str, Any]:
@@ -165,14 +193,55 @@ def phases_of(args: argparse.Namespace, subject: Any) -> list[str]:
 
 
 def row_at(args: argparse.Namespace, subject: Any, phase: str, batch: int, seq_len: int) -> Any:
-    """The row of one point."""
+    """The row of one point, and what was simulated for it."""
     from plancc.simulate.compare import best_row
     from plancc.simulate.rows import make_row
 
+    spans = wanted(args) or args.summary
     if args.microbatches == "best":
-        return best_row(subject, phase, batch, seq_len)[0]
+        return best_row(subject, phase, batch, seq_len, spans=spans)
     count = int(args.microbatches) if args.microbatches else None
-    return make_row(subject, phase, batch, seq_len, microbatches=count, lockstep=args.lockstep)[0]
+    return make_row(
+        subject, phase, batch, seq_len, microbatches=count, lockstep=args.lockstep, spans=spans
+    )
+
+
+def budgets_of(subject: Any) -> dict[str, int]:
+    """The bytes that each mesh may fill."""
+    return {name: mesh.budget for name, mesh in subject.plan.meshes.items() if mesh.budget}
+
+
+def print_summary(subject: Any, outcome: Any) -> None:
+    """Who did what, in a terminal."""
+    from plancc.show.summary import summary
+
+    if outcome is not None:
+        print()
+        print(summary(outcome.timeline, budgets=budgets_of(subject)), end="")
+
+
+def write_shown(args: argparse.Namespace, points: list[Any], assumptions: list[str]) -> None:
+    """The files that are asked for. WriteError if they cannot be written."""
+    timelines = [outcome.timeline for _, _, outcome in points if outcome is not None]
+    if args.trace and timelines:
+        from plancc.show.trace import write_rank_traces, write_trace
+
+        if args.trace.endswith("/"):
+            write_rank_traces(timelines[0], args.trace)
+        else:
+            write_trace(timelines, args.trace)
+        say(f"wrote {args.trace}")
+    if args.report:
+        from plancc.explain import explain
+        from plancc.show.report import Report, write_report
+
+        first = points[0][0]
+        write_report(args.report, Report(
+            f"{', '.join(dict.fromkeys(s.plan.name for s, _, _ in points))} on {args.cluster}, predicted",
+            timelines, [row.json() for _, row, _ in points], explain(first.compiled), assumptions,
+            budgets=budgets_of(first),
+        ))  # fmt: skip
+        say(f"wrote {args.report}")
 
 
 def said(args: argparse.Namespace, subjects: list[Any]) -> list[str]:

@@ -14,6 +14,7 @@ from plancc.cli.options import (
     print_json,
     user_errors,
 )
+from plancc.cli.shown import add_report, write_verified
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,13 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float64", "float32", "bfloat16"), default="float64",
         help="the dtype that programs and reference compute in",
     )  # fmt: skip
+    add_report(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Verify; 1 if a variant differs."""
     try:
-        result = verify_target(args)
+        result, compiled = verify_target(args)
+        if args.report:
+            write_verified(args.report, result, compiled)
     except user_errors() as problem:
         return complain(str(problem))
     if args.json:
@@ -43,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def verify_target(args: argparse.Namespace):
-    """Compile the plan aside, or take a folder with the model it records, and verify it."""
+    """Compile the plan aside, or take a folder with the model it records: what is found, and on what."""
     import torch
 
     import plancc.api as api
@@ -61,7 +65,7 @@ def verify_target(args: argparse.Namespace):
             raise SystemExit(
                 complain(f"{folder} was compiled for {'training' if trains else 'inference'}")
             )
-        return api.verify(built, full_size=args.full_size, dtype=dtype)
+        return api.verify(built, full_size=args.full_size, dtype=dtype), built.compiled
     if folder.is_dir():
         raise SystemExit(complain(f"{folder} is not an artifact: it has no manifest.json"))
     if not folder.exists():
@@ -73,7 +77,7 @@ def verify_target(args: argparse.Namespace):
             args.plan, args.model, Path(aside) / "artifact", weights=args.weights,
             sets=dict(args.sets), model_args=dict(args.model_args), for_=args.purpose, verify=False,
         )  # fmt: skip
-        return api.verify(built, full_size=args.full_size, dtype=dtype)
+        return api.verify(built, full_size=args.full_size, dtype=dtype), built.compiled
 
 
 def show(result: object) -> None:

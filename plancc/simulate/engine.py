@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from plancc.dsl.errors import Bug
 from plancc.simulate.cores import Cores
-from plancc.simulate.forms import COMMUNICATION, COMPUTE, NETWORK, Actor, Span
+from plancc.simulate.forms import COMMUNICATION, COMPUTE, Actor, Span
 from plancc.simulate.script import Item, Message, Script
 
 Fact = tuple[object, ...]
@@ -73,7 +73,7 @@ class Process:
 
     def __init__(self, rounds: Sequence[Slots], resting: int = 0) -> None:
         self.rounds = rounds
-        self.clock = self.side = self.network = 0.0
+        self.clock = self.side = self.shown = 0.0
         self.live = self.resting = resting
         self.memory: list[tuple[float, int]] = [(0.0, resting)]
         self.tally = Tally()
@@ -307,9 +307,7 @@ class Engine:
         self.tell(fact, leave)
         process.tally.sent += item.label.bytes
         if item.messages:
-            begin = max(process.network, process.clock)
-            process.network = max(begin, leave)
-            self.note(number, NETWORK, item, call, begin, process.network)
+            self.note(number, COMMUNICATION, item, call, process.clock, leave)
 
     def receive(self, number: int, item: Item, call: Call, facts: tuple[Fact, ...]) -> None:
         """Wait for messages: the last to leave its sender, or what this rank's own link can take."""
@@ -344,7 +342,10 @@ class Engine:
     def note(
         self, number: int, stream: str, item: Item, call: Call, begin: float, end: float
     ) -> None:
-        """Keep a span."""
+        """Keep a span; of what goes on beside the computation, the part behind what is shown there."""
+        process = self.processes[number]
+        if stream == COMMUNICATION:
+            begin, process.shown = max(begin, process.shown), max(end, process.shown)
         if self.keep and end > begin:
             label = item.label
             self.spans_of(number).append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from plancc.dsl.errors import Bug
 from plancc.ir.instruction import Compute, Edge, Held, Recv, Transfer
@@ -12,8 +13,6 @@ from plancc.ir.layout import LocalTree, Part, Stage, cuts
 from plancc.ir.program import RankProgram, produced
 from plancc.passes.route_experts import ROUTE
 from plancc.runtime.dims import Coord, Dim, length
-from plancc.runtime.routes import listeners
-from plancc.runtime.view import Members
 from plancc.simulate.place import Place
 from plancc.simulate.routing import Shares, Visit
 
@@ -35,15 +34,56 @@ class ExpertLayer:
     k: int
 
 
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """The ranks of a layer: `home` those with tokens, `shards` the copies of each shard of the experts.
+
+    Source number n sends to copy n % count of every shard (`plancc.runtime.routes.listeners`). `places`
+    has the shard of each rank with experts, and which copy it is.
+    """
+
+    home: tuple[int, ...]
+    shards: tuple[tuple[int, ...], ...]
+    numbers: Mapping[int, int]
+    places: Mapping[int, tuple[int, int]]
+
+    @staticmethod
+    def of(place: Place, layer: ExpertLayer) -> Copies:
+        """Those of a layer, for the meshes of a place."""
+        found: dict[tuple[int | None, ...], list[int]] = {}
+        for rank in members(place, layer.target):
+            found.setdefault(tuple(place.view.index(rank, p) for p in layer.parts), []).append(rank)
+        shards = tuple(map(tuple, found.values()))
+        home = members(place, layer.home)
+        return Copies(
+            home, shards, {rank: n for n, rank in enumerate(home)},
+            {rank: (n, at) for n, ranks in enumerate(shards) for at, rank in enumerate(ranks)},
+        )  # fmt: skip
+
+    def targets(self, source: int) -> tuple[int, ...]:
+        """The ranks to which a source sends."""
+        number = self.numbers.get(source)
+        if number is None:
+            return ()
+        return tuple(ranks[number % len(ranks)] for ranks in self.shards)
+
+    def sources(self, target: int) -> tuple[int, ...]:
+        """The ranks that send to a target, in order."""
+        if target not in self.places:
+            return ()
+        shard, at = self.places[target]
+        return self.home[at :: len(self.shards[shard])]
+
+
 class ExpertLayers:
     """The routed layers of a program, by the local names of routes, arrivals, and choices that arrived."""
 
     def __init__(self, program: RankProgram) -> None:
         helds = {held.name: held for held in all_values(program)}
         self.by_name: dict[str, ExpertLayer] = dict(find_layers(program, helds))
-        self._listening: dict[
-            tuple[Stage, Stage, tuple[Part, ...]], dict[int, tuple[int, ...]]
-        ] = {}
+        self._copies: dict[tuple[Stage, Stage, tuple[Part, ...]], Copies] = {}
+        self._tokens: dict[tuple[Any, ...], dict[int, int]] = {}
+        self._held: dict[tuple[Any, ...], tuple[Shares, ...]] = {}
 
     def of(self, edge: Edge) -> ExpertLayer:
         """The layer whose rows or counts travel along an edge; Bug for an edge of none."""
@@ -54,47 +94,42 @@ class ExpertLayers:
 
     def given(self, place: Place, layer: ExpertLayer) -> tuple[Visit, ...]:
         """The visits that the tokens of this rank make, one for each target that it sends to."""
-        found = self.listening(place, layer).get(place.rank, ())
+        found = self.copies(place, layer).targets(place.rank)
         return tuple(self.visit(place, layer, place.rank, target) for target in found)
 
     def taken(self, place: Place, layer: ExpertLayer) -> tuple[Visit, ...]:
         """The visits to this rank, one for each source that sends to it, in order of the sources."""
-        found = self.listening(place, layer)
-        return tuple(
-            self.visit(place, layer, source, place.rank)
-            for source, targets in found.items()
-            if place.rank in targets
-        )
+        found = self.copies(place, layer).sources(place.rank)
+        return tuple(self.visit(place, layer, source, place.rank) for source in found)
 
-    def listening(self, place: Place, layer: ExpertLayer) -> Mapping[int, tuple[int, ...]]:
-        """Source rank -> the ranks that it sends to, one copy of every shard."""
+    def copies(self, place: Place, layer: ExpertLayer) -> Copies:
+        """Who sends to whom."""
         key = (layer.home, layer.target, layer.parts)
-        if key not in self._listening:
-            home, target = members(place, layer.home), members(place, layer.target)
-            self._listening[key] = {
-                rank: listeners(place.view, target, layer.parts, at)
-                for at, rank in enumerate(home.ranks)
-            }
-        return self._listening[key]
+        if key not in self._copies:
+            self._copies[key] = Copies.of(place, layer)
+        return self._copies[key]
 
     def visit(self, place: Place, layer: ExpertLayer, source: int, target: int) -> Visit:
         """What the tokens of `source` do at `target`."""
-        view, experts = place.view, place.dim(layer.experts)
-        tokens = length(place.dim(layer.tokens).ranges(view.coord_of(source)))
-        mine = tuple(view.index(target, part) or 0 for part in layer.parts)
-        first = first_shard(experts, layer.parts)
-        held = shares(experts, view.coord_of(target))
+        view, copies = place.view, self.copies(place, layer)
+        tokens, experts = place.dim(layer.tokens), place.dim(layer.experts)
+        counts = self._tokens.setdefault(tokens.key, {})
+        if source not in counts:
+            counts[source] = length(tokens.ranges(view.coord_of(source)))
+        key = (layer.home, layer.target, layer.parts, experts.key)
+        held = self._held.get(key)
+        if held is None:
+            held = self._held[key] = tuple(
+                shares(experts, view.coord_of(ranks[0])) for ranks in copies.shards
+            )
+        first = next((n for n, found in enumerate(held) if found), 0)
+        along = [part for leaf in cuts(layer.experts) for part in leaf.parts]
+        busiest = copies.shards[first][0]
         return Visit(
-            layer.path,
-            source,
-            target,
-            tokens,
-            layer.k,
-            experts.total,
-            held,
-            mine == first[0],
-            first[1],
-        )
+            layer.path, source, target, counts[source], layer.k, experts.total,
+            held[copies.places[target][0]],
+            all(view.index(target, part) == view.index(busiest, part) for part in along), held[first],
+        )  # fmt: skip
 
 
 def first_shard(experts: Dim, parts: tuple[Part, ...]) -> tuple[tuple[int, ...], Shares]:
@@ -116,9 +151,9 @@ def local_visit(place: Place, path: str, tokens: int, k: int, experts: LocalTree
     return Visit(path, place.rank, place.rank, tokens, k, dim.total, mine, busy, first)
 
 
-def members(place: Place, stage: Stage) -> Members:
+def members(place: Place, stage: Stage) -> tuple[int, ...]:
     """The ranks of a stage."""
-    return place.view.stage(stage.mesh, **dict(stage.coords))
+    return place.view.stage(stage.mesh, **dict(stage.coords)).ranks
 
 
 def shares(experts: Dim, coord: Coord) -> Shares:

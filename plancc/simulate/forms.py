@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-COMPUTE, COMMUNICATION, NETWORK = "compute", "communication", "network"
-"""The streams of a rank: computation and what it waits for, moves that run beside it, messages that leave."""
+COMPUTE, COMMUNICATION = "compute", "communication"
+"""The streams of a rank: computation and what it waits for; moves and messages that go on beside it."""
 
 
 @dataclass(frozen=True, slots=True)

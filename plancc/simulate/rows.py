@@ -103,6 +103,8 @@ def simulate_point(
     """Run the engine for one point."""
     simulation = subject.simulation(unit, spans=spans, given=(inputs.batch, seq_len))
     title = f"{subject.plan.name}, {unit.graph.phase}, batch {inputs.batch} x {seq_len}"
+    if inputs.steps > 1:
+        title += f", {inputs.steps} steps"
     return simulation.run(inputs, title)
 
 

@@ -170,6 +170,6 @@ def test_time_is_conserved(seconds: list[list[int]], move: int, batches: int) ->
         waiting = sum(s.seconds for s in process.spans if s.kind == "wait")
         done = process.tally.busy + process.tally.exposed + waiting
         assert done == pytest.approx(process.clock)
-        for stream in ("compute", "communication", "network"):
+        for stream in ("compute", "communication"):
             row = sorted((s.begin, s.end) for s in process.spans if s.stream == stream)
             assert all(a[1] <= b[0] + 1e-9 for a, b in pairwise(row))

@@ -119,6 +119,9 @@ def test_an_uneven_group_waits_for_its_fewest_nics() -> None:
     group = (*range(8), 8)  # nine ranks, one of them alone on its node
     seconds = placed().verb_seconds("reduce_scatter", group, 9_000_000)
     assert seconds == pytest.approx((10 + 7 + 5 + 800) * US)  # 8/9 of 9 MB at 10 GB/s
+    # the lone rank gives 8/9 to others by its NIC, the others 7/9 within their node
+    there = placed().verb_seconds("all_to_all", group, 9_000_000)
+    assert there == pytest.approx((10 + 5 + 800) * US)
 
 
 def test_a_message_through_one_nic() -> None:
@@ -147,6 +150,11 @@ def test_between_two_kinds_the_slower_link_counts() -> None:
     assert hardware.message(0, 4, 10**6) == hardware.message(4, 0, 10**6)
     assert hardware.message(0, 4, 10**6) == pytest.approx((50 * US, 1000 * US))
     assert hardware.verb_seconds("all_reduce", (0, 4), 10**6) == pytest.approx(1030 * US)
+    raw["links"]["pcie"] = deepcopy(raw["links"]["node"]) | {"bandwidth": const(1e9)}
+    raw["kinds"]["old"] |= {"node": "pcie", "network": "network"}
+    # 3/4 of twice 1 MB: two ranks' NICs would give 20 GB/s
+    seconds = placed(raw, ranks=5).verb_seconds("all_reduce", (0, 1, 2, 3), 10**6)
+    assert seconds == pytest.approx((20 + 2 * (2 + 5) + 1500) * US)
 
 
 def test_devices_memory_and_power() -> None:
@@ -251,7 +259,7 @@ def test_curves_never_fall_and_pass_through_their_points(
 def test_measured_products_count_in_place_of_the_shares() -> None:
     raw = plain()
     # the ridge of 100 TFLOP/s and 1 TB/s lies at 100 FLOPs a byte
-    rows = [[1e9, 1e3, 1e-3], [4e9, 1e3, 4e-3], [1e6, 1e6, 2e-3], [1e6, 1e8, 2e-1]]
+    rows = [[1e9, 1e3, 1e-3], [4e9, 1e3, 4e-3], [1e7, 1e6, 2e-3], [1e6, 1e8, 2e-1]]
     raw["kinds"]["gpu"]["tables"] = {"matmul": {"bf16": rows}}
     hardware = placed(raw)
     assert hardware.seconds(0, Work("matmul", 2 * 10**9, 10, 0, "bf16")) == pytest.approx(2e-3)
@@ -289,6 +297,15 @@ def test_measured_collectives() -> None:
     # other verbs, and groups over more nodes than were measured, go by the links
     assert hardware.verb_seconds("all_gather", NODE, 10_000_000) == pytest.approx(712 * US)
     assert hardware.verb_seconds("all_reduce", (0, 8), 10**6) == pytest.approx(130 * US)
+
+
+def test_ideal_forgets_what_was_measured() -> None:
+    raw = plain()
+    raw["kinds"]["gpu"]["tables"] = {"memory": {"any": [[0, 100, 1.0]]}}
+    raw["collectives"] = [{"kind": "all_reduce", "ranks": 8, "bytes": 10, "seconds": 1.0}]
+    hardware = parse_cluster(raw).preset("ideal").place(NODE)
+    assert hardware.seconds(0, Work("memory", read=10**6)) == pytest.approx(1 * US)
+    assert hardware.verb_seconds("all_reduce", NODE, 3 * 10**6) == pytest.approx(17.5 * US)
 
 
 def test_more_or_fewer_ranks_than_were_measured() -> None:

@@ -13,7 +13,9 @@ CASES = {
     "fsdp": ("fsdp.plan", {}, "dense", {}),
     "fsdp3": ("fsdp.plan", dict(replicas=2, shards=3), "llama", {}),
     "megatron": ("megatron_1f1b.plan", {}, "dense", dict(layers=4)),
-    "megatron-uneven": ("megatron_1f1b.plan", dict(dp=3, pp=2, tp=3), "dense", dict(layers=3, heads=6, hidden=24)),
+    "megatron-uneven": (
+        "megatron_1f1b.plan", dict(dp=3, pp=2, tp=3), "dense", dict(layers=3, heads=6, hidden=24)
+    ),
 }  # fmt: skip
 
 
