@@ -1,4 +1,4 @@
-"""Verbs between ranks as programs call them: laps of calls on every rank, joined into seconds of a call."""
+"""Verbs between ranks as programs call them: after other work, so that nothing of them is in the caches."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from plancc.calibrate.clock import GROWTH, Effort
+from plancc.calibrate.clock import Effort
 from plancc.calibrate.spread import Spread, spread_of
 from plancc.calibrate.steps import settle
 from plancc.ir.mesh import Grid
 from plancc.runtime.comm import Comm
+from plancc.runtime.local import LocalTransport
 from plancc.runtime.transport import Transport
 from plancc.runtime.view import View
 
@@ -25,9 +26,13 @@ AT = 22
 """Instruction number of all that is measured."""
 ITEM = 4
 """Bytes of an element: verbs are measured in float32."""
+WORK = 4 << 20
+"""Bytes that a rank reads before each call."""
+MOST = 200
+"""Calls of a verb, at most."""
 
-Lap = tuple[float, float, int]
-"""When a rank began a lap and had ended it (the host's monotonic clock), and its calls."""
+Meeting = tuple[float, float, float]
+"""A call on one rank: its begin and end (the host's monotonic clock), and its seconds on a core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +45,16 @@ class Exchange:
     seconds: Spread
 
 
-def run_rank(transport: Transport, payload: Mapping[str, Any]) -> list[tuple[str, int, list[Lap]]]:
-    """Entry of a rank: (verb, bytes, laps) of everything that `payload` asks for."""
+def run_rank(
+    transport: Transport, payload: Mapping[str, Any]
+) -> list[tuple[str, int, list[Meeting]]]:
+    """Entry of a rank: (verb, bytes, calls) of everything that `payload` asks for."""
     torch.set_num_threads(int(payload["threads"]))
     effort = Effort(**payload["effort"])
     found = []
     with torch.no_grad():
         for kind, size, call in calls_of(transport, payload["sizes"]):
-            found.append((kind, size, laps_of(transport, call, effort)))
+            found.append((kind, size, meetings(transport, call, effort)))
     return found
 
 
@@ -102,45 +109,54 @@ def _there_and_back(transport: Transport, size: int) -> Callable[[], object]:
     return both
 
 
-def laps_of(transport: Transport, call: Callable[[], object], effort: Effort) -> list[Lap]:
-    """Laps of calls that all ranks make together, each from a barrier on."""
+def meetings(transport: Transport, call: Callable[[], object], effort: Effort) -> list[Meeting]:
+    """Calls that all ranks make together, with other work before each; the first ones do not count."""
+    waste = torch.ones(WORK // ITEM, device=transport.device)
+    busy = time.thread_time if isinstance(transport, LocalTransport) else time.process_time
+
+    def once() -> Meeting:
+        waste.sum()
+        settle(transport.device)
+        begin, spent = time.perf_counter(), busy()
+        call()
+        settle(transport.device)
+        return begin, time.perf_counter(), busy() - spent
+
     for _ in range(effort.warm):
-        call()
-    count = 1
-    while (passed := slowest(transport, lap_of(transport, call, count))) < effort.lap / GROWTH:
-        count *= GROWTH
-    count = max(1, round(count * effort.lap / passed))
-    return [lap_of(transport, call, count) for _ in range(effort.laps)]
+        once()
+    longest = slowest(transport, once())
+    count = int(effort.lap * effort.laps / max(longest, 1e-9))
+    return [once() for _ in range(max(effort.laps, min(MOST, count)))]
 
 
-def lap_of(transport: Transport, call: Callable[[], object], count: int) -> Lap:
-    """One lap of this rank."""
-    transport.barrier(tuple(range(transport.world)), AT)
-    settle(transport.device)
-    begin = time.perf_counter()
-    for _ in range(count):
-        call()
-    settle(transport.device)
-    return begin, time.perf_counter(), count
-
-
-def slowest(transport: Transport, lap: Lap) -> float:
-    """Seconds of the lap on the rank where it took longest: the same number on all ranks."""
+def slowest(transport: Transport, meeting: Meeting) -> float:
+    """Seconds of the call on the rank where it took longest: the same number on all ranks."""
     everyone = tuple(range(transport.world))
-    mine = torch.tensor([lap[1] - lap[0]], dtype=torch.float64, device=transport.device)
+    mine = torch.tensor([meeting[1] - meeting[0]], dtype=torch.float64, device=transport.device)
     found = transport.all_gather(mine, everyone, [(1,)] * transport.world, AT)
     return max(float(x) for x in found)
 
 
-def joined(ranks: Sequence[Sequence[tuple[str, int, Sequence[Lap]]]]) -> list[Exchange]:
-    """Seconds of a call from the laps of all ranks: from the first begin to the last end, over the calls."""
+def joined(
+    ranks: Sequence[Sequence[tuple[str, int, Sequence[Meeting]]]], by_turns: bool
+) -> list[Exchange]:
+    """Seconds of calls from what all ranks kept.
+
+    From when the last rank came to when the last one left; of ranks that run by turns what all of them
+    spent on the core that they share.
+    """
     found = []
     for rows in zip(*ranks, strict=True):
         kind, size, _ = rows[0]
         ways = 2 if kind == MESSAGE else 1
-        laps = [
-            (max(lap[1] for lap in both) - min(lap[0] for lap in both)) / both[0][2] / ways
-            for both in zip(*(laps for _, _, laps in rows), strict=True)
+        seconds = [
+            (
+                sum(m[2] for m in met)
+                if by_turns
+                else max(m[1] for m in met) - max(m[0] for m in met)
+            )
+            / ways
+            for met in zip(*(calls for _, _, calls in rows), strict=True)
         ]
-        found.append(Exchange(kind, len(rows), size, spread_of(laps)))
+        found.append(Exchange(kind, len(rows), size, spread_of(seconds)))
     return found

@@ -80,7 +80,8 @@ def with_verbs(request: Request, count: int, threads: int, found: Findings) -> F
         ranks = run_local(count, lambda t: collectives.run_rank(t, payload))
     else:
         ranks = started(request.backend, count, "plancc.calibrate.collectives:run_rank", payload)
-    return replace(found, exchanges=[*found.exchanges, *collectives.joined(ranks)])
+    met = collectives.joined(ranks, request.backend == "local")
+    return replace(found, exchanges=[*found.exchanges, *met])
 
 
 def gpus() -> int:

@@ -103,13 +103,16 @@ def run_rank(transport: Transport, payload: Mapping[str, Any]) -> list[Laps]:
 
 
 def laps_of(run: Mapping[str, Any], threads: int) -> Laps:
-    """One run in this process: {"folder": of the artifact of one rank, "probed": file, "point": ...}."""
+    """One run in this process: {"folder": of the artifact, "probed": file, "point": ...}; rank 0's laps."""
     point = Point.from_json(run["point"])
     artifact = load_artifact(run["folder"])
-    stamps = Stamps(time.thread_time if threads == 1 else time.perf_counter)
-    module = probing(Path(run["probed"]), stamps)
-    run_local(1, lambda transport: steps(artifact, transport, point, module, stamps))
-    return stamps.medians(WARM)
+
+    def one(transport: Transport) -> Laps:
+        stamps = Stamps(time.thread_time if threads == 1 else time.perf_counter)
+        steps(artifact, transport, point, probing(Path(run["probed"]), stamps), stamps)
+        return stamps.medians(WARM)
+
+    return run_local(artifact.world, one)[0]
 
 
 def steps(

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from plancc.calibrate.point import DECODE, PREFILL, TRAIN, Point
 from plancc.calibrate.samples import Sample
 from plancc.calibrate.toy import Width
-from plancc.ir.program import Backward
+from plancc.ir.program import Backward, Compute
 from plancc.simulate.hardware import Hardware
-from plancc.simulate.script import operator, python_calls
+from plancc.simulate.script import as_measured, operator, python_calls, whole
 
 Rows = dict[str, dict[str, list[list[float]]]]
 """Operator (or kind of work) -> dtype -> [FLOPs, bytes, seconds]."""
@@ -21,10 +21,12 @@ Rows = dict[str, dict[str, list[list[float]]]]
 class Plan:
     """Which decoders run what: `widths` the inference of `points`, `trained` the steps of `training`.
 
+    `split` runs the inference under tensor parallelism, for the operators that only split programs have.
     All but the quick ones have more weights than caches hold.
     """
 
     widths: tuple[Width, ...]
+    split: Width
     points: tuple[Point, ...]
     trained: tuple[Width, ...]
     training: tuple[Point, ...]
@@ -34,7 +36,7 @@ def points(quick: bool, backend: str) -> Plan:
     """The runs of a calibration: prefills of 16 to 512 rows, decodes of 1 to 32, training steps."""
     if quick:
         return Plan(
-            (Width(1, 64, 1, 176, 260), Width(2, 256, 4, 704, 512)),
+            (Width(1, 64, 1, 176, 260), Width(2, 256, 4, 704, 512)), Width(1, 64, 2, 176, 260),
             (Point(PREFILL, 1, 32, 0, backend, 3), Point(DECODE, 1, 1, 32, backend, 5)),
             (Width(1, 64, 1, 176, 260),), (Point(TRAIN, 1, 32, 0, backend, 3),),
         )  # fmt: skip
@@ -45,6 +47,7 @@ def points(quick: bool, backend: str) -> Plan:
             Width(20, 256, 4, 704, 1024), Width(20, 512, 2, 352, 1024), Width(6, 512, 8, 1408, 4096),
             Width(4, 1024, 4, 704, 2048), Width(2, 1024, 16, 2816, 8192),
         ),
+        Width(6, 512, 8, 1408, 4096),
         (
             *(Point(PREFILL, batch, tokens, 0, backend, 5) for batch, tokens in shapes),
             *(Point(DECODE, batch, 1, past, backend, 9) for batch, past in decodes),
@@ -62,12 +65,15 @@ def rows_of(samples: Iterable[Sample]) -> Rows:
     found: dict[tuple[str, str], dict[tuple[int, int], list[float]]] = {}
     for sample in samples:
         works = [work for each in sample.works for work in each]
-        if len(sample.steps) != 1 or len(works) != 1:
+        if len(sample.steps) != 1 or not works:
             continue
-        (work,), step = works, sample.steps[0]
-        names = {work.kind}
-        if work.kind == "memory":
-            names.add(operator(step, works))
+        step, name = sample.steps[0], operator(sample.steps[0], works)
+        if len(works) > 1 and not name:
+            continue
+        work = whole(works) if len(works) > 1 else works[0]
+        names = {work.kind} if len(works) == 1 else set()
+        if work.kind == "memory" and isinstance(step, Compute):
+            names.add(name)
         for name in names:
             rows = found.setdefault((name, work.dtype), {})
             rows.setdefault((work.flops, work.moved), []).append(sample.seconds)
@@ -109,7 +115,8 @@ def known_seconds(sample: Sample, hardware: Hardware) -> float:
     found = 0.0
     for step, works in zip(sample.steps, sample.works, strict=True):
         name = operator(step, works)
-        found += sum(hardware.seconds(0, work, name) for work in works)
+        for work in as_measured(hardware, 0, step, works):
+            found += hardware.seconds(0, work, name)
         if not works:
             found += hardware.host(0, "instruction") * python_calls(step, works)
     return found

@@ -19,9 +19,16 @@ from plancc.simulate.forms import Work
 from plancc.simulate.place import Place, Sizes
 from plancc.simulate.work import ProgramWork
 
-PLAN = """plan one, edition 1
+ALONE = """plan alone, edition 1
 mesh base[tp = 1] on local
 place ** on base
+"""
+SPLIT = """plan split, edition 1
+mesh base[tp = 2] on local
+place ** on base
+place embed_tokens, lm_head { split vocab over tp }
+place layers.*.attn { split heads over tp }
+place layers.*.mlp { split ffn over tp }
 """
 
 
@@ -37,7 +44,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A decoder compiled for one rank: its artifact, the world's grids, a probed program for each phase."""
+    """A decoder compiled for ranks of one program: its artifact, grids, and a probed program a phase."""
 
     folder: Path
     grids: Mapping[str, Any]
@@ -52,11 +59,11 @@ class Compiled:
         }  # fmt: skip
 
 
-def compiled(model: Decoder, training: bool, home: Path) -> Compiled:
+def compiled(model: Decoder, training: bool, home: Path, plan_text: str = ALONE) -> Compiled:
     """Compile a decoder into the folder `home`, with probes beside it."""
     home.mkdir(parents=True)
-    plan = home / "one.plan"
-    plan.write_text(PLAN)
+    plan = home / "toy.plan"
+    plan.write_text(plan_text)
     built = api.compile(
         plan, model, home / "artifact", verify=False, for_="train" if training else "infer"
     )
@@ -65,7 +72,7 @@ def compiled(model: Decoder, training: bool, home: Path) -> Compiled:
         assert unit.programs is not None
         (programs[unit.graph.phase],) = unit.programs.programs
         path = probed[unit.graph.phase] = home / f"probed_{unit.graph.phase}.py"
-        path.write_text(emit_program(programs[unit.graph.phase], "one", probes=True))
+        path.write_text(emit_program(programs[unit.graph.phase], "toy", probes=True))
     return Compiled(built.folder, built.compiled.world.grids, programs, probed)
 
 

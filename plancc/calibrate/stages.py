@@ -28,7 +28,7 @@ from plancc.calibrate.programs import (
     rows_of,
 )
 from plancc.calibrate.request import Request, started
-from plancc.calibrate.samples import PLAN, Compiled, Sample, compiled, samples
+from plancc.calibrate.samples import ALONE, SPLIT, Compiled, Sample, compiled, samples
 from plancc.calibrate.toy import Decoder, Width
 from plancc.calibrate.truth import measure
 from plancc.runtime.view import dtype_named
@@ -53,13 +53,14 @@ class Runs:
 def program_stages(request: Request, threads: int) -> list[Stage]:
     """The stages that run programs; training only in the first dtype."""
     plan, runs = points(request.quick, request.backend), Runs()
+    texts = [*((ALONE, width) for width in plan.widths), (SPLIT, plan.split)]
     found: list[Stage] = [
         (
-            title(f"{dtype} decoder", width),
-            partial(infer, request, plan, width, dtype, threads, runs),
+            title(f"{dtype} decoder" if text == ALONE else f"{dtype} decoder, split,", width),
+            partial(infer, request, plan, width, dtype, text, threads, runs),
         )
         for dtype in request.dtypes
-        for width in plan.widths
+        for text, width in texts
     ]
     found += [
         (title("training of a decoder", width), partial(train, request, plan, width, threads, runs))
@@ -74,24 +75,18 @@ def title(what: str, width: Width) -> str:
 
 
 def infer(
-    request: Request,
-    plan: Plan,
-    width: Width,
-    dtype: str,
-    threads: int,
-    runs: Runs,
+    request: Request, plan: Plan, width: Width, dtype: str, text: str, threads: int, runs: Runs,
     found: Findings,
-) -> Findings:
-    """Prefills and decode steps of one decoder: more rows."""
+) -> Findings:  # fmt: skip
+    """Prefills and decode steps of one decoder under a plan: more rows."""
     with tempfile.TemporaryDirectory(prefix="plancc-decoder-") as folder:
         model = Decoder(width).to(dtype_named(dtype))
-        decoder = compiled(model, False, Path(folder) / "decoder")
-        for point, laps in zip(
-            plan.points, all_laps(request, decoder, plan.points, threads), strict=True
-        ):
-            runs.inference += samples(decoder, point, laps)
-            if point.phase == DECODE:
-                runs.around += laps[AROUND]
+        decoder = compiled(model, False, Path(folder) / "decoder", text)
+        laps = all_laps(request, decoder, plan.points, threads)
+    for point, one in zip(plan.points, laps, strict=True):
+        runs.inference += samples(decoder, point, one)
+        if point.phase == DECODE and text == ALONE:
+            runs.around += one[AROUND]
     rows = rows_of(runs.inference)
     host = {
         "instruction": instruction_seconds(runs.inference),
@@ -140,7 +135,7 @@ def behind(request: Request, width: Width) -> Steps:
     point = Point(TRAIN, 1, 16, 0, request.backend, 5 if request.quick else 15)
     with tempfile.TemporaryDirectory(prefix="plancc-decoder-") as folder:
         plan = Path(folder) / "one.plan"
-        plan.write_text(PLAN)
+        plan.write_text(ALONE)
         model = Decoder(width)
         built = api.compile(plan, model, Path(folder) / "artifact", verify=False, for_="train")
         truth = measure(built.artifact, point)

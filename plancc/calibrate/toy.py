@@ -39,31 +39,50 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
+class _Attention(nn.Module):
+    """Causal attention with as many heads of keys and values as of queries."""
+
+    def __init__(self, width: Width) -> None:
+        super().__init__()
+        hidden, inner, self.heads = width.hidden, width.heads * width.head_dim, width.heads
+        self.q, self.k, self.v = (nn.Linear(hidden, inner, bias=False) for _ in range(3))
+        self.out = nn.Linear(inner, hidden, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        batch, seq, _ = x.shape
+        q = self.q(x).view(batch, seq, self.heads, -1).transpose(1, 2)
+        k = self.k(x).view(batch, seq, self.heads, -1).transpose(1, 2)
+        v = self.v(x).view(batch, seq, self.heads, -1).transpose(1, 2)
+        q, k = _turned(q, cos, sin), _turned(k, cos, sin)
+        found = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out: Tensor = self.out(found.transpose(1, 2).reshape(batch, seq, -1))
+        return out
+
+
+class _MLP(nn.Module):
+    """A gated feed-forward layer."""
+
+    def __init__(self, width: Width) -> None:
+        super().__init__()
+        self.gate, self.up = (nn.Linear(width.hidden, width.ffn, bias=False) for _ in range(2))
+        self.down = nn.Linear(width.ffn, width.hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return out
+
+
 class _Layer(nn.Module):
     """Attention and a gated MLP, each behind a norm."""
 
     def __init__(self, width: Width) -> None:
         super().__init__()
-        hidden, inner, self.heads = width.hidden, width.heads * width.head_dim, width.heads
-        self.first, self.second = _Norm(hidden), _Norm(hidden)
-        self.q, self.k, self.v = (nn.Linear(hidden, inner, bias=False) for _ in range(3))
-        self.out = nn.Linear(inner, hidden, bias=False)
-        self.gate, self.up = (nn.Linear(hidden, width.ffn, bias=False) for _ in range(2))
-        self.down = nn.Linear(width.ffn, hidden, bias=False)
-
-    def projected(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.q(y), self.k(y), self.v(y)
+        self.first, self.second = _Norm(width.hidden), _Norm(width.hidden)
+        self.attn, self.mlp = _Attention(width), _MLP(width)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        batch, seq, _ = x.shape
-        y = self.first(x)
-        heads = (x.view(batch, seq, self.heads, -1).transpose(1, 2) for x in self.projected(y))
-        q, k, v = heads
-        q, k = _turned(q, cos, sin), _turned(k, cos, sin)
-        found = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(found.transpose(1, 2).reshape(batch, seq, -1))
-        y = self.second(x)
-        x = x + self.down(F.silu(self.gate(y)) * self.up(y))
+        x = x + self.attn(self.first(x), cos, sin)
+        x = x + self.mlp(self.second(x))
         return x
 
 

@@ -97,6 +97,10 @@ class Hardware:
         """Seconds of Python on the device that a rank computes on; 0 where it is not the host."""
         return self.kinds[rank].host.get(name, 0.0)
 
+    def measured(self, rank: int, operator: str) -> bool:
+        """Whether whole calls of an operator were measured, however many kernels they are."""
+        return any(name == operator for name, _ in self.kinds[rank].calls)
+
     def _measured_call(self, kind: Kind, calls: MeasuredCalls, work: Work, name: str) -> float:
         key = (kind.name, id(calls), work.flops, work.moved)
         if key not in self._known:

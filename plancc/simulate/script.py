@@ -50,6 +50,10 @@ class Hardware(Protocol):
         """Seconds of Python that add up with those of calls."""
         ...
 
+    def measured(self, rank: int, operator: str) -> bool:
+        """Whether whole calls of an operator were measured."""
+        ...
+
     def verb_seconds(self, kind: str, group: tuple[int, ...], size: int) -> float:
         """How long a collective takes once all are there."""
         ...
@@ -173,6 +177,7 @@ class Writer:
     ) -> list[Item]:
         """The kernels of an instruction, and the Python around them."""
         host = self.python(step, works)
+        works = as_measured(self.hardware, self.rank, step, works)
         found = []
         for work in works:
             if work.kind != "view":
@@ -289,10 +294,27 @@ def called(step: Instruction) -> str:
 
 
 def operator(step: Instruction, works: Sequence[Work]) -> str:
-    """The operator that one kernel is of, as measured calls are named; "" where there are several."""
-    if not isinstance(step, Compute) or len(works) != 1:
+    """The operator whose kernels these are, as measured calls are named; "" for more than one product."""
+    if not isinstance(step, Compute) or (len(works) > 1 and any(w.kind != "memory" for w in works)):
         return ""
     return step.target.split(".")[1].strip("_")
+
+
+def as_measured(
+    hardware: Hardware, rank: int, step: Instruction, works: tuple[Work, ...]
+) -> tuple[Work, ...]:
+    """The kernels of an instruction, as one where calls of its operator were measured as a whole."""
+    name = operator(step, works)
+    if len(works) > 1 and name and hardware.measured(rank, name):
+        return (whole(works),)
+    return works
+
+
+def whole(works: Sequence[Work]) -> Work:
+    """Kernels that memory bounds as one."""
+    return replace(
+        works[0], read=sum(work.read for work in works), written=sum(work.written for work in works)
+    )
 
 
 def python_calls(step: Instruction, works: Sequence[Work]) -> int:

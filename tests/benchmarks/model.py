@@ -59,11 +59,15 @@ def truths(cases: Sequence[Case]) -> dict[str, Any]:
             )  # fmt: skip
             truth = measure(built.artifact, case.point)
         found["steps"][case.name] = truth.json()
-        tell(f"{case.name}: {truth.seconds.median * 1e3:.1f} ms, quartiles {truth.seconds.noise:.0%} apart")
+        tell(
+            f"{case.name}: {truth.seconds.median * 1e3:.1f} ms, quartiles {truth.seconds.noise:.0%} apart"
+        )
     return found
 
 
-def checked(cases: Sequence[Case], measured: Mapping[str, Any], folder: Path) -> Iterator[tuple[Case, Checked]]:
+def checked(
+    cases: Sequence[Case], measured: Mapping[str, Any], folder: Path
+) -> Iterator[tuple[Case, Checked]]:
     """Predict the steps that were measured."""
     clusters = {backend: read_cluster(folder / f"{backend}.json") for backend in BACKENDS}
     for case in cases:
@@ -99,9 +103,14 @@ def table(cases: Sequence[Case], measured: Mapping[str, Any], folder: Path) -> l
                 f"({one.truth.seconds.noise:.0%}) | {one.error:+.0%} |"
             )
         result = score([one for _, one in mine])
-        lines.append(f"| mean of {result.steps}, absolute | | | {result.mean:.1%} (worst {result.worst:.0%}) |")
+        lines.append(
+            f"| mean of {result.steps}, absolute | | | {result.mean:.1%} (worst {result.worst:.0%}) |"
+        )
     whole = score([one for _, one in found])
-    lines += ["", f"Order kept in {whole.ordered} of {whole.pairs} pairs of plans that do the same work."]
+    lines += [
+        "",
+        f"Order kept in {whole.ordered} of {whole.pairs} pairs of plans that do the same work.",
+    ]
     return lines
 
 
@@ -115,7 +124,9 @@ def main() -> None:
     """Measure or tell."""
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=("calibrate", "measure", "table"))
-    parser.add_argument("--folder", type=Path, default=KEPT, help="local.json, gloo.json and truth.json")
+    parser.add_argument(
+        "--folder", type=Path, default=KEPT, help="local.json, gloo.json and truth.json"
+    )
     parser.add_argument("--only", default="", help="steps whose names contain this")
     args = parser.parse_args()
     cases = [case for case in CASES if args.only in case.name]

@@ -10,8 +10,22 @@ from plancc.calibrate.point import Point
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
 PLANS = HERE / "plans"
-DENSE = {"layers": "4", "hidden": "512", "heads": "8", "ffn": "1408", "vocab": "4096", "max_len": "512"}
-WIDE = {"layers": "3", "hidden": "768", "heads": "12", "ffn": "2048", "vocab": "4096", "max_len": "512"}
+DENSE = {
+    "layers": "4",
+    "hidden": "512",
+    "heads": "8",
+    "ffn": "1408",
+    "vocab": "4096",
+    "max_len": "512",
+}
+WIDE = {
+    "layers": "3",
+    "hidden": "768",
+    "heads": "12",
+    "ffn": "2048",
+    "vocab": "4096",
+    "max_len": "512",
+}
 MOE = {
     "layers": "3", "hidden": "512", "heads": "8", "experts": "8", "top_k": "2", "ffn": "768",
     "vocab": "4096", "max_len": "512",
