@@ -16,7 +16,7 @@ from plancc.ir.mesh import Grid
 from plancc.runtime.comm import Comm
 from plancc.runtime.local import LocalTransport
 from plancc.runtime.transport import Transport
-from plancc.runtime.view import View
+from plancc.runtime.view import Members, View
 
 KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 MESSAGE = "message"
@@ -73,7 +73,8 @@ def calls_of(
                 count = -(-count // world) * world
             yield kind, count * ITEM, _call(comm, view, kind, count, world)
         if world == 2:
-            yield MESSAGE, max(1, size // ITEM) * ITEM, _there_and_back(transport, size)
+            count = max(1, size // ITEM)
+            yield MESSAGE, count * ITEM, _there_and_back(comm, view, count)
 
 
 def _call(comm: Comm, view: View, kind: str, count: int, world: int) -> Callable[[], object]:
@@ -94,17 +95,25 @@ def _call(comm: Comm, view: View, kind: str, count: int, world: int) -> Callable
     return lambda: verb(x, 1, dim, "tp", AT)
 
 
-def _there_and_back(transport: Transport, size: int) -> Callable[[], object]:
-    """A message to the other of two ranks, and one from it."""
-    x = torch.randn(max(1, size // ITEM), device=transport.device)
-    other, wanted = 1 - transport.rank, (tuple(x.shape), x.dtype)
-    give = lambda: transport.exchange([(other, x)], [], AT)  # noqa: E731
-    take = lambda: transport.exchange([], [(other, *wanted)], AT)  # noqa: E731
-    first, second = (give, take) if transport.rank == 0 else (take, give)
+def _there_and_back(comm: Comm, view: View, count: int) -> Callable[[], object]:
+    """A value of `count` elements to the other of two ranks, and one from it."""
+    x = torch.randn(count, device=view.device)
+    dims = [view.dim("rows", count)]
+    first, second = (Members(f"rank {rank}", "base", (rank,)) for rank in range(2))
+
+    def to_second() -> object:
+        if view.rank == 0:
+            return comm.send(x, first, dims, second, dims, AT)
+        return comm.recv(x.dtype, first, dims, second, dims, AT)
+
+    def to_first() -> object:
+        if view.rank == 1:
+            return comm.send(x, second, dims, first, dims, AT)
+        return comm.recv(x.dtype, second, dims, first, dims, AT)
 
     def both() -> None:
-        first()
-        second()
+        to_second()
+        to_first()
 
     return both
 

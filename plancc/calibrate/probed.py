@@ -91,7 +91,7 @@ def probing(path: Path, stamps: Stamps) -> Any:
     return SimpleNamespace(**{name: timed(name, function) for name, function in found.items()})
 
 
-def run_rank(transport: Transport, payload: Mapping[str, Any]) -> list[Laps]:
+def run_rank(transport: Transport, payload: Mapping[str, Any]) -> list[list[Laps]]:
     """Entry of a process: every run that `payload` names, begun together with the other processes."""
     torch.set_num_threads(int(payload["threads"]))
     everyone = tuple(range(transport.world))
@@ -102,17 +102,18 @@ def run_rank(transport: Transport, payload: Mapping[str, Any]) -> list[Laps]:
     return found
 
 
-def laps_of(run: Mapping[str, Any], threads: int) -> Laps:
-    """One run in this process: {"folder": of the artifact, "probed": file, "point": ...}; rank 0's laps."""
+def laps_of(run: Mapping[str, Any], threads: int) -> list[Laps]:
+    """One run in this process, by rank: {"folder": of the artifact, "probed": file a rank, "point": ...}."""
     point = Point.from_json(run["point"])
     artifact = load_artifact(run["folder"])
 
     def one(transport: Transport) -> Laps:
         stamps = Stamps(time.thread_time if threads == 1 else time.perf_counter)
-        steps(artifact, transport, point, probing(Path(run["probed"]), stamps), stamps)
+        module = probing(Path(run["probed"][transport.rank]), stamps)
+        steps(artifact, transport, point, module, stamps)
         return stamps.medians(WARM)
 
-    return run_local(artifact.world, one)[0]
+    return run_local(artifact.world, one)
 
 
 def steps(

@@ -21,12 +21,14 @@ Rows = dict[str, dict[str, list[list[float]]]]
 class Plan:
     """Which decoders run what: `widths` the inference of `points`, `trained` the steps of `training`.
 
-    `split` runs the inference under tensor parallelism, for the operators that only split programs have.
+    `split` runs the inference under tensor parallelism and with attention elsewhere, `experts` with experts:
+    for the operators that only such programs have.
     All but the quick ones have more weights than caches hold.
     """
 
     widths: tuple[Width, ...]
     split: Width
+    experts: Width
     points: tuple[Point, ...]
     trained: tuple[Width, ...]
     training: tuple[Point, ...]
@@ -37,7 +39,8 @@ def points(quick: bool, backend: str) -> Plan:
     if quick:
         return Plan(
             (Width(1, 64, 1, 176, 260), Width(2, 256, 4, 704, 512)), Width(1, 64, 2, 176, 260),
-            (Point(PREFILL, 1, 32, 0, backend, 3), Point(DECODE, 1, 1, 32, backend, 5)),
+            Width(1, 64, 1, 64, 260, experts=4),
+            (Point(DECODE, 2, 1, 32, backend, 5), Point(PREFILL, 2, 32, 0, backend, 3)),
             (Width(1, 64, 1, 176, 260),), (Point(TRAIN, 1, 32, 0, backend, 3),),
         )  # fmt: skip
     shapes = ((1, 16), (1, 64), (1, 200), (4, 128))
@@ -47,7 +50,7 @@ def points(quick: bool, backend: str) -> Plan:
             Width(20, 256, 4, 704, 1024), Width(20, 512, 2, 352, 1024), Width(6, 512, 8, 1408, 4096),
             Width(4, 1024, 4, 704, 2048), Width(2, 1024, 16, 2816, 8192),
         ),
-        Width(6, 512, 8, 1408, 4096),
+        Width(6, 512, 8, 1408, 4096), Width(2, 512, 4, 1024, 1024, experts=8),
         (
             *(Point(PREFILL, batch, tokens, 0, backend, 5) for batch, tokens in shapes),
             *(Point(DECODE, batch, 1, past, backend, 9) for batch, past in decodes),

@@ -28,7 +28,16 @@ from plancc.calibrate.programs import (
     rows_of,
 )
 from plancc.calibrate.request import Request, started
-from plancc.calibrate.samples import ALONE, SPLIT, Compiled, Sample, compiled, samples
+from plancc.calibrate.samples import (
+    ALONE,
+    APART,
+    EXPERTS,
+    SPLIT,
+    Compiled,
+    Sample,
+    compiled,
+    samples,
+)
 from plancc.calibrate.toy import Decoder, Width
 from plancc.calibrate.truth import measure
 from plancc.runtime.view import dtype_named
@@ -53,25 +62,29 @@ class Runs:
 def program_stages(request: Request, threads: int) -> list[Stage]:
     """The stages that run programs; training only in the first dtype."""
     plan, runs = points(request.quick, request.backend), Runs()
-    texts = [*((ALONE, width) for width in plan.widths), (SPLIT, plan.split)]
+    texts = [(ALONE, width) for width in plan.widths]
+    texts += [(SPLIT, plan.split), (APART, plan.split), (EXPERTS, plan.experts)]
     found: list[Stage] = [
         (
-            title(f"{dtype} decoder" if text == ALONE else f"{dtype} decoder, split,", width),
+            title(f"{dtype} decoder", width, text),
             partial(infer, request, plan, width, dtype, text, threads, runs),
         )
         for dtype in request.dtypes
         for text, width in texts
     ]
     found += [
-        (title("training of a decoder", width), partial(train, request, plan, width, threads, runs))
+        (
+            title("training of a decoder", width, ALONE),
+            partial(train, request, plan, width, threads, runs),
+        )
         for width in plan.trained
     ]
     return [*found, ("training steps", partial(optimize, request, runs))]
 
 
-def title(what: str, width: Width) -> str:
-    """A decoder in few words."""
-    return f"{what} {width.layers} x {width.hidden}, {width.heads} heads"
+def title(what: str, width: Width, text: str) -> str:
+    """A decoder in few words, and how it is placed."""
+    return f"{what} {width.layers} x {width.hidden}, {width.heads} heads, {text.split()[1][:-1]}"
 
 
 def infer(
@@ -79,14 +92,15 @@ def infer(
     found: Findings,
 ) -> Findings:  # fmt: skip
     """Prefills and decode steps of one decoder under a plan: more rows."""
+    chosen = plan.points if text == ALONE else plan.points[::2]
     with tempfile.TemporaryDirectory(prefix="plancc-decoder-") as folder:
         model = Decoder(width).to(dtype_named(dtype))
         decoder = compiled(model, False, Path(folder) / "decoder", text)
-        laps = all_laps(request, decoder, plan.points, threads)
-    for point, one in zip(plan.points, laps, strict=True):
+        laps = all_laps(request, decoder, chosen, threads)
+    for point, one in zip(chosen, laps, strict=True):
         runs.inference += samples(decoder, point, one)
         if point.phase == DECODE and text == ALONE:
-            runs.around += one[AROUND]
+            runs.around += one[0][AROUND]
     rows = rows_of(runs.inference)
     host = {
         "instruction": instruction_seconds(runs.inference),
@@ -111,14 +125,17 @@ def train(
 
 def all_laps(
     request: Request, decoder: Compiled, chosen: Sequence[Point], threads: int
-) -> list[probed.Laps]:
-    """The laps of all points: in this process, or the means of as many processes as there are cores."""
+) -> list[list[probed.Laps]]:
+    """The laps of all points, by rank: of this process, or the means of a process a core."""
     told = [decoder.run(point) for point in chosen]
     if request.backend == "local":
         return [probed.laps_of(one, threads) for one in told]
     payload = {"runs": told, "threads": threads}
     ranks = started(request.backend, usable_cores(), "plancc.calibrate.probed:run_rank", payload)
-    return [probed.joined(each) for each in zip(*ranks, strict=True)]
+    return [
+        [probed.joined(laps) for laps in zip(*runs, strict=True)]
+        for runs in zip(*ranks, strict=True)
+    ]
 
 
 def optimize(request: Request, runs: Runs, found: Findings) -> Findings:

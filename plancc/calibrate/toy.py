@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class Width:
-    """The sizes of a decoder. Few heads make its products those of a rank under tensor parallelism."""
+    """The sizes of a decoder. Few heads make its products those of a rank under tensor parallelism.
+
+    With `experts` each layer has that many MLPs, of which a token visits two.
+    """
 
     layers: int
     hidden: int
@@ -19,6 +22,7 @@ class Width:
     ffn: int
     vocab: int
     head_dim: int = 64
+    experts: int = 0
     length: int = 1024
 
 
@@ -72,13 +76,46 @@ class _MLP(nn.Module):
         return out
 
 
+class _Experts(nn.Module):
+    """Gated MLPs, each token's answers mixed by `share` [batch, seq, experts]."""
+
+    def __init__(self, width: Width) -> None:
+        super().__init__()
+        shape = (width.experts, width.hidden, width.ffn)
+        scale = width.hidden**-0.5
+        self.gate_up_proj = nn.Parameter(torch.randn(shape[0], 2 * shape[2], shape[1]) * scale)
+        self.down_proj = nn.Parameter(torch.randn(*shape) * scale)
+
+    def forward(self, x: Tensor, share: Tensor) -> Tensor:
+        gate, up = torch.einsum("bth,eih->btei", x, self.gate_up_proj).chunk(2, dim=-1)
+        inner = F.silu(gate) * up * share.unsqueeze(-1)
+        return torch.einsum("btei,ehi->bth", inner, self.down_proj)
+
+
+class _Mixture(nn.Module):
+    """A router in front of experts."""
+
+    def __init__(self, width: Width) -> None:
+        super().__init__()
+        self.router = nn.Linear(width.hidden, width.experts, bias=False)
+        self.experts = _Experts(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.router(x)
+        scores, chosen = logits.topk(2, dim=-1)
+        share = torch.zeros_like(logits).scatter(-1, chosen, scores.softmax(dim=-1))
+        mixed: Tensor = self.experts(x, share)
+        return mixed
+
+
 class _Layer(nn.Module):
     """Attention and a gated MLP, each behind a norm."""
 
     def __init__(self, width: Width) -> None:
         super().__init__()
         self.first, self.second = _Norm(width.hidden), _Norm(width.hidden)
-        self.attn, self.mlp = _Attention(width), _MLP(width)
+        self.attn = _Attention(width)
+        self.mlp = _Mixture(width) if width.experts else _MLP(width)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = x + self.attn(self.first(x), cos, sin)
