@@ -11,7 +11,16 @@ from plancc.calibrate.works import Timed
 PEAK, BANDWIDTH, LAUNCH = 1e11, 1e10, 2e-6
 LATENCY, WIRE = 1e-4, 1e9
 MACHINE = Machine(
-    "Some CPU", 2, 8_000_000_000, "", "Linux", "2.13.0", "3.11.7", 1, 0.1, "2026-01-31T12:00:00+00:00"
+    "Some CPU",
+    2,
+    8_000_000_000,
+    "",
+    "Linux",
+    "2.13.0",
+    "3.11.7",
+    1,
+    0.1,
+    "2026-01-31T12:00:00+00:00",
 )
 
 
@@ -45,6 +54,8 @@ def findings(backend: str = "gloo") -> Findings:
     works += [timed("attention", "attention", 10**power, 10**5) for power in (6, 8)]
     works += [timed("memory", name, 0, 10**p) for name in ("add", "silu") for p in (3, 6, 8)]
     sizes = (8, 4096, 1 << 20)
-    exchanges = [exchange(kind, ranks, size) for kind in KINDS for ranks in (2, 4) for size in sizes]
+    exchanges = [
+        exchange(kind, ranks, size) for kind in KINDS for ranks in (2, 4) for size in sizes
+    ]
     exchanges += [exchange(MESSAGE, 2, size) for size in sizes]
     return Findings(MACHINE, backend, works, exchanges)

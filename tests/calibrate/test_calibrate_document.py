@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import BANDWIDTH, LATENCY, MACHINE, PEAK, WIRE, call_seconds, certain, findings, timed
+from synthetic import (
+    BANDWIDTH,
+    LATENCY,
+    MACHINE,
+    PEAK,
+    WIRE,
+    call_seconds,
+    certain,
+    findings,
+    timed,
+)
 
 from plancc.calibrate.collectives import MESSAGE, Exchange
 from plancc.calibrate.document import document, line
@@ -120,7 +130,9 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_the_text_has_a_line_for_each_constant_and_row() -> None:
     lines = text_of(document(findings())).splitlines()
-    assert sum('"source"' in one for one in lines) == text_of(document(findings())).count('"source"')
+    assert sum('"source"' in one for one in lines) == text_of(document(findings())).count(
+        '"source"'
+    )
     assert max(map(len, lines)) < 300
 
 

@@ -95,7 +95,10 @@ def test_an_operator_counts_before_its_kind_of_work() -> None:
 @pytest.mark.parametrize(
     "calls, told",
     [
-        ({"add": {"f32": [[5, 1000, 1e-3]]}}, "calls.add.f32: rows of matmul and attention have FLOPs"),
+        (
+            {"add": {"f32": [[5, 1000, 1e-3]]}},
+            "calls.add.f32: rows of matmul and attention have FLOPs",
+        ),
         ({"matmul": {"f32": [[0, 1000, 1e-3]]}}, "calls.matmul.f32: rows of"),
         ({"matmul": {"f32": [[5, 9, 1e-3], [0, 9, 1e-3]]}}, "calls.matmul.f32: rows of"),
         ({"add": {"f32": [[0, 1000]]}}, "calls.add.f32.0"),

@@ -79,9 +79,7 @@ def test_messages_take_a_core_too() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.lists(st.floats(0.1, 5), max_size=5), min_size=1, max_size=6), st.integers(1, 4)
-)
+@given(st.lists(st.lists(st.floats(0.1, 5), max_size=5), min_size=1, max_size=6), st.integers(1, 4))
 def test_no_more_compute_at_a_time_than_there_are_cores(
     rows: list[list[float]], cores: int
 ) -> None:
