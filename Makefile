@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TORCH  := torch>=2.11,<2.14
 
-.PHONY: help demo test test-slow bench lint clean
+.PHONY: help demo papers test test-slow bench lint clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,6 +20,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)   ## compile, verify and run TP 8 x PP 2 with 16 ranks; embed sentences at TP 6
 	$(BIN)/python examples/demo.py
+
+papers: $(STAMP)  ## simulate the plans of the two papers; write examples/papers
+	$(BIN)/python examples/papers/report.py
 
 test: $(STAMP)   ## all tests but the slow ones
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"

@@ -75,11 +75,12 @@ def route_experts(
         rows.append(out)
     made = call_experts(work, node, binding, plan, origin, rows)
     value = node.outs[0]
+    found = Layout((given[0].layout.dims[0], *made.layout.dims[1:]))
     back = Edge(
-        work.next_edge(), target, home, value.name, made.layout, given[0].layout, value.dtype,
+        work.next_edge(), target, home, value.name, made.layout, found, value.dtype,
         way="gather", routes=(arrivals.name, route.name), parts=parts,
     )  # fmt: skip
-    out = work.hold(value.name, home, given[0].layout, value.name)
+    out = work.hold(value.name, home, found, value.name)
     work.instructions.append(((target, home), Transfer(made.name, out, back, origin)))
     return home
 
@@ -92,6 +93,9 @@ def call_experts(
     known = {arg: Ref(held.name) for arg, held in zip(TOKEN_ARGS, rows, strict=True)}
     local = work.local_operands(binding, plan, origin, known)
     call, args, kwargs = localise_node(node, binding, work.named.shapes, plan, local)
+    kwargs = {
+        name: arg for name, arg in kwargs.items() if name != "total"
+    }  # checked where they chose
     weight = next(
         layout for o, layout in zip(binding.operands, plan.operands, strict=True)
         if o.arg not in TOKEN_ARGS
@@ -102,7 +106,8 @@ def call_experts(
         }  # fmt: skip
     value, target = node.outs[0], plan.stage
     name = work.fresh(f"{value.name}_rows")
-    made = Held(name, "", rows[0].layout, value.dtype, target)
+    layout = Layout((rows[0].layout.dims[0], *work.whole(value.name).dims[1:]))
+    made = Held(name, "", layout, value.dtype, target)
     compute = Compute(call, args, kwargs, (made,), origin, node.name)
     work.instructions.append(((target,), compute))
     return made

@@ -194,6 +194,12 @@ def compile_graph(
                 if variant.phase in (None, one.graph.phase):
                     unit = Unit(plan, variant, world, one.graph, one)
                     units.append(lower(unit, report, timed))
+            if phases is not None and all(u.graph.phase != one.graph.phase for u in units):
+                report.error(
+                    "P311", f"no variant of the plan is one for {one.graph.phase}", None,
+                    help=["state `mode` or `phase` in its model block, or widen its guards on `phase`"],
+                )  # fmt: skip
+                report.raise_errors()
     return Compiled(plan, world, forward, tuple(units), tuple(notes), seconds)
 
 

@@ -7,7 +7,7 @@ those of the host's monotonic clock, which all processes of a host share.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,7 +35,7 @@ Call = dict[str, Any]
 and a reduce_scatter; other ranks only.
 """
 Record = dict[str, Any]
-"""rank; steps: [phase, variant, begin, end]; calls."""
+"""rank; batch and tokens of the prompt; steps: [phase, variant, begin, end]; calls."""
 
 
 class Recorder:
@@ -156,7 +156,7 @@ class RecordingRunner(Runner):
 
         return start
 
-    def _taking_turns(self, program: Iterator[None], number: int) -> Iterator[None]:
+    def _taking_turns(self, program: Iterator[None], number: int) -> Generator[None, None, Any]:
         """A program that pauses: whenever it goes on, its micro-batch is the one that runs."""
         while True:
             self.recorder.batch = number
@@ -182,7 +182,11 @@ def recorded(
         runner.steps[-1][-1] = time.perf_counter()
 
     found = generate(runner, ids, new_tokens, on_step=on_step)
-    return found, {"rank": transport.rank, "steps": runner.steps, "calls": recorder.calls}
+    record = {
+        "rank": transport.rank, "batch": ids.shape[0], "tokens": ids.shape[1],
+        "steps": runner.steps, "calls": recorder.calls,
+    }  # fmt: skip
+    return found, record
 
 
 def prepare(runner: RecordingRunner, batch: int, prompt: int) -> None:

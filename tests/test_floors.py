@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+BELOW = ("dsl", "ir", "ops", "passes", "codegen", "runtime", "compiler", "models", "api", "explain")
 FLOORS = {
     "dsl": (),
     "plancc/ir": ("dsl", "ir", "ops"),
@@ -19,6 +20,10 @@ FLOORS = {
     "plancc/balance": ("balance",),
     "runtime": ("dsl", "ir", "ops", "balance", "runtime"),
     "plancc/verify": ("dsl", "ir", "ops", "passes", "codegen", "runtime", "verify", "compiler", "models"),
+    "plancc/simulate": (*BELOW, "simulate"),
+    "plancc/show": (*BELOW, "simulate", "show"),
+    "plancc/tune": (*BELOW, "simulate", "tune"),
+    "plancc/calibrate": (*BELOW, "simulate", "show", "calibrate"),
 }  # fmt: skip
 HEAVY = ("torch", "networkx", "numpy", "transformers", "sympy")
 

@@ -1,6 +1,7 @@
 """Train one small model under many plans from one seed, and draw the losses beside those of one device.
 
-python examples/training/curves.py           run all (minutes); write losses.json, losses.svg, README.md
+python examples/training/curves.py           run what losses.json lacks (minutes a run); write all files
+python examples/training/curves.py --again   run all
 python examples/training/curves.py --draw    write losses.svg and the table of README.md only
 """
 
@@ -18,6 +19,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from plancc.show.plot import Axis, Chart, Key, Line, picture
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent
@@ -88,6 +91,8 @@ RUNS = (
     Run("one_moe", "training/one.plan", "", "moe", "one device", "#777777"),
     Run("ma", "ma_separation.plan", "", "moe", "12 attention, 4 expert ranks", "#B30000", True),
     Run("ep", "expert_parallel.plan", "", "moe", "experts over 4 ranks", "#6B8E00"),
+    Run("ep16", "expert_parallel.plan", "ranks=16", "moe", "heads and experts over 16 ranks", "#005F73"),
+    Run("edp", "expert_data_parallel.plan", "", "moe", "expert parallel on the same 16 ranks", "#C77700"),
 )  # fmt: skip
 
 
@@ -117,28 +122,48 @@ def apart(found: list[float], base: list[float]) -> list[float]:
     return out
 
 
-def measure(steps: int) -> dict[str, Any]:
-    """Run all; the content of losses.json."""
+def facts() -> dict[str, Any]:
+    """What losses depend on besides the plan."""
     import torch
 
-    found: dict[str, Any] = {"fp32": {}, "fp64": {}}
-    ranks = {}
-    for precision in ("fp32", "fp64"):
-        for run in RUNS:
-            curve, ranks[run.name] = losses_of(run, precision, steps)
-            found[precision][run.name] = curve
-            far = apart(curve, found[precision][run.base])[-1]
-            print(
-                f"{precision} {run.name}: loss {curve[-1]:.4f}, {far:.1e} from one device",
-                flush=True,
-            )
-    facts = {
+    return {
         "python": platform.python_version(), "torch": torch.__version__.partition("+")[0],
         "machine": f"{os.cpu_count()} CPU cores ({platform.machine()})",
         "text_bytes": TEXT.stat().st_size, "text_sha256": text_hash(),
-        "ranks": ranks,
     }  # fmt: skip
-    return {"facts": facts, **found}
+
+
+def stored(again: bool) -> dict[str, Any]:
+    """What losses.json has, measured as it would be now; nothing if all is to run `again`."""
+    now = facts()
+    if again or not STORED.exists():
+        return {"facts": {**now, "ranks": {}}, "fp32": {}, "fp64": {}}
+    found: dict[str, Any] = json.loads(STORED.read_text())
+    differ = [name for name, value in now.items() if found["facts"][name] != value]
+    if differ:
+        raise SystemExit(
+            f"{STORED.name} was measured with another {', '.join(differ)}: use --again"
+        )
+    return found
+
+
+def measure(steps: int, again: bool) -> None:
+    """Run what is missing; losses.json has each curve once its run has ended."""
+    found = stored(again)
+    for precision in ("fp32", "fp64"):
+        curves = found[precision]
+        for run in RUNS:
+            if run.name in curves:
+                continue
+            curves[run.name], found["facts"]["ranks"][run.name] = losses_of(run, precision, steps)
+            far = apart(curves[run.name], curves[run.base])[-1]
+            aside = STORED.with_suffix(".aside")
+            aside.write_text(stored_text(found))
+            os.replace(aside, STORED)
+            print(
+                f"{precision} {run.name}: loss {curves[run.name][-1]:.4f}, {far:.1e} from one device",
+                flush=True,
+            )
 
 
 def text_hash() -> str:
@@ -147,10 +172,11 @@ def text_hash() -> str:
 
 
 def stored_text(found: dict[str, Any]) -> str:
-    """losses.json, one line a curve."""
+    """losses.json, one line a curve, in the order of RUNS."""
     lines = ["{", f'"facts": {json.dumps(found["facts"])},']
     for precision in ("fp32", "fp64"):
-        curves = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in found[precision].items()]
+        names = [run.name for run in RUNS if run.name in found[precision]]
+        curves = [f"{json.dumps(k)}: {json.dumps(found[precision][k])}" for k in names]
         lines += [f'"{precision}": {{', ",\n".join(curves), "}" if precision == "fp64" else "},"]
     return "\n".join([*lines, "}"]) + "\n"
 
@@ -185,93 +211,38 @@ def page_text(found: dict[str, Any], page: str) -> str:
     return f"{before}{BEGIN}\n\n{body}\n\n{tail}\n\n{END}{after}"
 
 
-@dataclass(frozen=True)
-class Panel:
-    """A rectangle of the picture and the values at its edges."""
-
-    left: float
-    top: float
-    width: float
-    height: float
-    steps: int
-    low: float
-    high: float
-
-    def x(self, step: float) -> float:
-        """Where a step stands."""
-        return self.left + self.width * (step - 1) / (self.steps - 1)
-
-    def y(self, value: float) -> float:
-        """Where a value stands; outside the edges it is moved to them."""
-        share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
-        return self.top + self.height * (1 - share)
-
-    def curve(self, values: list[float], colour: str, width: float, extra: str = "") -> str:
-        """A line through one value a step."""
-        points = " ".join(f"{self.x(i):.1f},{self.y(v):.1f}" for i, v in enumerate(values, 1))
-        return (
-            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{width}" '
-            f'stroke-linejoin="round"{extra}/>'
-        )
-
-    def frame(self, title: str, ticks: list[tuple[float, str]]) -> list[str]:
-        """The grid, its labels and a title above it."""
-        right, bottom = self.left + self.width, self.top + self.height
-        out = [f'<text x="{self.left}" y="{self.top - 10}" font-weight="bold">{title}</text>']
-        for value, label in ticks:
-            y = self.y(value)
-            out.append(line(self.left, y, right, y, "#dddddd"))
-            out.append(
-                f'<text x="{self.left - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
-            )
-        for step in [1, *range(50, self.steps + 1, 50)]:
-            x = self.x(step)
-            out.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{step}</text>')
-        return [*out, line(self.left, bottom, right, bottom, "#888888")]
-
-
-def line(x1: float, y1: float, x2: float, y2: float, colour: str, extra: str = "") -> str:
-    """A straight line."""
-    return (
-        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"{extra}/>'
-    )
-
-
 def picture_text(found: dict[str, Any]) -> str:
     """losses.svg: the curves, and below them how far each is from one device."""
-    from math import log10
-
+    compared = [run for run in RUNS if run.name != run.base]
+    dashes = f"3 {3 * len(compared) - 3}"
     curves = found["fp32"]
-    steps = len(curves["one"])
-    tops = Panel(70, 40, 560, 250, steps, 1, 6.2)
-    low = Panel(70, 350, 560, 210, steps, -16, 0)
-    out = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 960 600" width="960" height="600" '
-        'font-family="sans-serif" font-size="12" fill="#222222">',
-        '<rect width="960" height="600" fill="#ffffff"/>',
-        *tops.frame("loss by step, float32", [(v, str(v)) for v in range(1, 7)]),
+    lines = [
+        Line(run.what, list(enumerate(curves[run.name], 1)), run.colour, 5, opacity=0.3)
+        for run in RUNS
+        if run.name == run.base
     ]
-    for run in RUNS:
-        if run.name == run.base:
-            out.append(tops.curve(curves[run.name], run.colour, 5, ' opacity="0.3"'))
-    for index, run in enumerate(r for r in RUNS if r.name != r.base):
-        dashes = f' stroke-dasharray="3 24" stroke-dashoffset="{3 * index}"'
-        out.append(tops.curve(curves[run.name], run.colour, 2, dashes))
-    out += low.frame(
-        "largest relative difference from one device so far (dotted: float64)",
-        [(v, f"1e{v}") for v in range(-16, 1, 2)],
-    )
-    for value, text in limits():
-        y = low.y(log10(value))
-        out.append(line(70, y, 630, y, "#cc0000", ' stroke-dasharray="6 4"'))
-        out.append(f'<text x="110" y="{y - 5:.1f}" fill="#cc0000" font-size="10">{text}</text>')
-    for run in RUNS:
-        for precision, dots in (("fp32", ""), ("fp64", ' stroke-dasharray="2 3"')):
-            far = apart(found[precision][run.name], found[precision][run.base])
-            if run.name != run.base:
-                heights = [log10(max(v, 1e-30)) for v in far]
-                out.append(low.curve(heights, run.colour, 1.5, dots))
-    return "\n".join([*out, *legend(), "</svg>"]) + "\n"
+    lines += [
+        Line(run.what, list(enumerate(curves[run.name], 1)), run.colour, dash=dashes, shift=3 * at)
+        for at, run in enumerate(compared)
+    ]
+    far = [
+        Line(
+            run.what,
+            [(n, max(v, 1e-16)) for n, v in enumerate(apart(found[p][run.name], found[p][run.base]), 1)],
+            run.colour, 1.5, dash,
+        )
+        for run in compared
+        for p, dash in (("fp32", ""), ("fp64", "2 3"))
+    ]  # fmt: skip
+    steps = Axis("step", ticks=[(n, str(n)) for n in (1, *range(50, len(curves["one"]) + 1, 50))])
+    charts = [
+        Chart("loss by step, float32", lines, x=steps, y=Axis(low=1, high=6.2)),
+        Chart(
+            "largest relative difference from one device so far (dotted: float64)", far, x=steps,
+            y=Axis(log=True, low=1e-16, high=1), limits=limits(), height=210,
+        ),
+    ]  # fmt: skip
+    return picture(charts, [key_of(run) for run in RUNS])
 
 
 def limits() -> list[tuple[float, str]]:
@@ -283,30 +254,23 @@ def limits() -> list[tuple[float, str]]:
     ]
 
 
-def legend() -> list[str]:
-    """What the colours mean."""
-    out, y = [], 52
-    for run in RUNS:
-        if run.name == run.base:
-            y += 10 if run.model == "moe" else 0
-            out.append(line(650, y - 4, 676, y - 4, run.colour, ' stroke-width="5" opacity="0.3"'))
-            text = f"{run.what}, {'dense' if run.model == 'dense' else 'mixture of experts'}"
-        else:
-            out.append(line(650, y - 4, 676, y - 4, run.colour, ' stroke-width="2"'))
-            text = run.what
-        out.append(f'<text x="684" y="{y}">{text}</text>')
-        y += 20
-    return out
+def key_of(run: Run) -> Key:
+    """What a colour means; the runs on one device lie as broad lines under the others."""
+    if run.name != run.base:
+        return Key(run.what, run.colour)
+    kind = "dense" if run.model == "dense" else "mixture of experts"
+    return Key(f"{run.what}, {kind}", run.colour, 5, 0.3)
 
 
 def main() -> None:
     """Measure unless told only to draw; write the three files."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--draw", action="store_true", help="draw the stored losses again")
+    parser.add_argument("--again", action="store_true", help="run all, whatever is stored")
     parser.add_argument("--steps", type=int, default=200, help="steps of each run")
     args = parser.parse_args()
     if not args.draw:
-        STORED.write_text(stored_text(measure(args.steps)))
+        measure(args.steps, args.again)
     found = json.loads(STORED.read_text())
     PICTURE.write_text(picture_text(found))
     PAGE.write_text(page_text(found, PAGE.read_text()))

@@ -27,7 +27,7 @@ SELECT = "aten.select.int"
 SPLIT = "aten.split_with_sizes.default"
 SHARD = "plancc.embedding_shard.default"
 ROWS = "plancc.cross_entropy_shard.default"
-MEAN = "plancc.partial_mean.default"
+MEAN, EXPERTS = "plancc.partial_mean.default", "plancc.experts.default"
 
 
 def localise_args(
@@ -247,6 +247,8 @@ def _groups(work: _Local, argument: str) -> None:
 def _index_base(work: _Local, argument: str) -> None:
     """The rank's first row of the table, or first expert."""
     operand = next(o for o in work.binding.operands if o.labels[0] == (argument,))
+    if work.target == EXPERTS:
+        work.kwargs["total"] = work.full_of(work.shapes[operand.value][0])
     if not work.is_cut(operand, 0):
         return
     start = work.start_of(work.shapes[operand.value][0], operand, 0)

@@ -35,6 +35,33 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
 
 
+def add_hardware_options(parser: argparse.ArgumentParser) -> None:
+    """--cluster, --preset, --hardware, and what predictions assume: --lockstep, --dtype, --skew."""
+    parser.add_argument(
+        "--cluster", metavar="C", help="a cluster file, or the name of one in clusters/ beside the "
+        "plan (dgx_a100_16, dgx_h100 ...); `plancc calibrate` writes one of this machine",
+    )  # fmt: skip
+    parser.add_argument(
+        "--preset", default="honest", metavar="NAME",
+        help="honest (the file as it is), ideal (all peaks, no latencies), or one of the file",
+    )  # fmt: skip
+    parser.add_argument(
+        "--hardware", action="append", default=[], metavar="PATH=VALUE",
+        help="another value of a constant of the cluster: links.network.nics=1 (repeatable)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lockstep", action="store_true",
+        help="decode steps wait for all micro-batches, as `plancc run` does",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), help="the model's type (default: its own)"
+    )
+    parser.add_argument(
+        "--skew", type=float, metavar="F",
+        help="the busiest rank of experts gets F times the mean (default: balanced routing)",
+    )  # fmt: skip
+
+
 def print_json(document: Any) -> None:
     """One JSON document on stdout."""
     sys.stdout.write(json.dumps(document, indent=2) + "\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from plancc.cli.options import (
+    add_hardware_options,
     add_json,
     add_plan_options,
     complain,
@@ -31,18 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.add_argument("plans", metavar="PLAN", nargs="+")
     add_plan_options(parser, model_required=True)
-    parser.add_argument(
-        "--cluster", metavar="C", help="a cluster file, or the name of one in clusters/ beside the "
-        "plan (dgx_a100_16, dgx_h100 ...); `plancc calibrate` writes one of this machine",
-    )  # fmt: skip
-    parser.add_argument(
-        "--preset", default="honest", metavar="NAME",
-        help="honest (the file as it is), ideal (all peaks, no latencies), or one of the file",
-    )  # fmt: skip
-    parser.add_argument(
-        "--hardware", action="append", default=[], metavar="PATH=VALUE",
-        help="another value of a constant of the cluster: links.network.nics=1 (repeatable)",
-    )  # fmt: skip
+    add_hardware_options(parser)
     parser.add_argument("--batch", type=numbers, default=[1], metavar="B[,B...]")
     parser.add_argument(
         "--seq-len", type=numbers, metavar="N[,N...]",
@@ -57,17 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--microbatches", default=None, metavar="M",
         help="micro-batches of a pipeline in inference: a number, or `best` of 1 to twice the stages "
         "(default: the plan's)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--lockstep", action="store_true",
-        help="decode steps wait for all micro-batches, as `plancc run` does",
-    )  # fmt: skip
-    parser.add_argument(
-        "--dtype", choices=("fp32", "bf16", "fp16"), help="the model's type (default: its own)"
-    )
-    parser.add_argument(
-        "--skew", type=float, metavar="F",
-        help="the busiest rank of experts gets F times the mean (default: balanced routing)",
     )  # fmt: skip
     parser.add_argument(
         "--crossover", action="store_true",

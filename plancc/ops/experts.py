@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from plancc.ops.routing.validity import check_routing
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -40,14 +42,18 @@ def experts(
     gated: bool = True,
     limit: float = 0.0,
     alpha: float = 0.0,
+    total: int = 0,
 ) -> Tensor:
     """Return [N, h]: each token x [N, h] through its experts `index` [N, k], weighted by `weight`.
 
     gate_up is [E, 2i, h] ([E, i, h] when not `gated`), down [E, h, i]; both with the last two dims
     swapped when `transposed`. Gate and up are halves, or alternate when `interleaved`. With
     `alpha` the gate is `g * sigmoid(alpha * g) * (u + 1)`; `limit` > 0 clamps g and u. An index
-    outside first .. first + E - 1 contributes nothing.
+    outside first .. first + E - 1 contributes nothing. With `total` > 0, the experts that there are,
+    RoutingError for a choice that is none of them, and for weights that are no finite numbers.
     """
+    if total:
+        check_routing(index, weight, total)
     out = x.new_zeros((x.shape[0], down.shape[2 if transposed else 1]))
     picks, sizes = _by_expert(index, first, gate_up.shape[0])
     tokens = picks // index.shape[1]
@@ -117,7 +123,8 @@ torch.library.define(
     "plancc::experts",
     "(Tensor x, Tensor index, Tensor weight, Tensor gate_up, Tensor down, "
     "Tensor? gate_up_bias=None, Tensor? down_bias=None, *, str act, bool transposed=False, "
-    "bool interleaved=False, int first=0, bool gated=True, float limit=0.0, float alpha=0.0) "
+    "bool interleaved=False, int first=0, bool gated=True, float limit=0.0, float alpha=0.0, "
+    "int total=0) "
     "-> Tensor",
 )
 torch.library.impl("plancc::experts", "CompositeExplicitAutograd", experts)

@@ -94,14 +94,15 @@ def longest_waits(timeline: Timeline, count: int = 10) -> list[Wait]:
     mine: dict[tuple[int, str, str, str], list[Span]] = {}
     for span in timeline.spans:
         if kind_of(span.kind).family == WAIT:
-            key = (span.actor, span.name, any_layer(span.path), span.line)
+            key = (span.actor, any_layer(span.name), any_layer(span.path), span.line)
             mine.setdefault(key, []).append(span)
     alike: dict[tuple[object, ...], list[Wait]] = {}
     for (actor, name, path, line), spans in mine.items():
         seconds = sum(span.seconds for span in spans)
+        what = name if len({span.name for span in spans}) > 1 else spans[0].name
         where = path if len({span.path for span in spans}) > 1 else spans[0].path
-        found = Wait(name, where, line, len(spans), seconds, (actor,))
-        alike.setdefault((name, where, line, len(spans), f"{seconds:.2e}"), []).append(found)
+        found = Wait(what, where, line, len(spans), seconds, (actor,))
+        alike.setdefault((what, where, line, len(spans), f"{seconds:.2e}"), []).append(found)
     joined = (
         replace(waits[0], actors=tuple(actor for wait in waits for actor in wait.actors))
         for waits in alike.values()
@@ -109,9 +110,9 @@ def longest_waits(timeline: Timeline, count: int = 10) -> list[Wait]:
     return nlargest(count, joined, key=lambda wait: wait.seconds)
 
 
-def any_layer(path: str) -> str:
-    """The path of a module with `*` for numbers of layers."""
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path)
+def any_layer(text: str) -> str:
+    """The path of a module, or the name of a value (`add_l3`), with `*` for numbers of layers."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)|(?<=_l)\d+(?=_|\b)", "*", text)
 
 
 def who_waits(timeline: Timeline, wait: Wait) -> str:

@@ -67,7 +67,7 @@ class Place:
 def stages_of(facts: Mapping[str, Any]) -> list[Place]:
     """The places of all phases that are part of a mesh; () if nothing is placed on parts."""
     names = dict.fromkeys(row["on"] for phase in facts["phases"] for row in phase["lives"])
-    found = []
+    found: list[Place] = []
     for name in names:
         parts = re.fullmatch(r"([^\[]+)\[(.+)\]", name)
         if parts is not None:

@@ -11,17 +11,19 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 from plancc.ir.mesh import mesh_of
 from plancc.runtime.artifact import STRIDE, Artifact
-from plancc.simulate.forms import COMPUTE, Actor, Span, Timeline
+from plancc.simulate import calls
+from plancc.simulate.forms import COMPUTE, Actor, Span, Timeline, Verb
+from plancc.simulate.traffic import given_to
 
 Record = Mapping[str, Any]
 Call = Mapping[str, Any]
 AT = re.compile(r"\bat=(\d+)\)")
-HEADER = re.compile(r"# -- (.*?)\s*(?:\((.*)\))?$")
+HEADER = re.compile(r"# -- (.+?)(?:   \((.*)\))?$")
+ROOT = "(root)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +69,24 @@ def places_of(text: str) -> tuple[dict[int, Place], dict[int, Place]]:
     """Of an emitted program: the place of each verb, and of what follows it (-1: before the first)."""
     verbs: dict[int, Place] = {}
     between: dict[int, list[Place]] = defaultdict(list)
-    here, last = Place(), -1
+    here, last, begun = Place(), -1, False
     for line in text.splitlines():
         header = HEADER.match(line.strip())
         found = AT.search(line.partition("  #")[0])
         if header is not None:
-            here = Place(
-                header[1], (header[2] or "").rpartition("plan ")[2] if "plan " in line else ""
-            )
+            here = Place(header[1].replace(ROOT, ""), (header[2] or "").partition("plan ")[2])
+            begun = True
         elif found is not None:
             last = int(found[1])
             verbs[last] = here
-        elif here.path and line.strip() and not line.strip().startswith(("del ", "#")):
+        elif begun and line.strip() and not line.strip().startswith(("del ", "#")):
             between[last].append(here)
     return verbs, {at: together(places) for at, places in between.items()}
 
 
 def together(places: Sequence[Place]) -> Place:
     """One place for several: what their paths begin with, and all their lines."""
-    paths = list(dict.fromkeys(place.path for place in places if place.path != "(root)"))
+    paths = list(dict.fromkeys(place.path for place in places if place.path))
     parts = [path.split(".") for path in paths]
     shared: list[str] = []
     for names in zip(*parts, strict=False):
@@ -97,17 +98,18 @@ def together(places: Sequence[Place]) -> Place:
     return Place(path, ", ".join(lines))
 
 
-def measured_timelines(
-    artifact: Artifact, records: Sequence[Record], title: str | None = None
-) -> tuple[Timeline, ...]:
-    """The prefill and the last decode step, each from its own start. `title` is that of the plan."""
-    steps = records[0]["steps"] if records else []
-    name = title or artifact.manifest["plan"]
+def measured_timelines(artifact: Artifact, records: Sequence[Record]) -> tuple[Timeline, ...]:
+    """The prefill and the last decode step, each from its own start.
+
+    Their titles are those that a prediction of the same step has: plan, phase, batch and length.
+    """
+    first = records[0]
+    steps = first["steps"]
     found = []
     for number in dict.fromkeys((0, len(steps) - 1)):
-        if 0 <= number < len(steps):
-            phase = steps[number][0]
-            found.append(measured(artifact, records, f"{name}, {phase}", range(number, number + 1)))
+        size = f"batch {first['batch']} x {first['tokens'] + number}"
+        title = f"{artifact.manifest['plan']}, {steps[number][0]}, {size}"
+        found.append(measured(artifact, records, title, (number,)))
     return tuple(found)
 
 
@@ -132,7 +134,7 @@ class _Joined:
     @cached_property
     def start(self) -> float:
         """When the first rank began."""
-        return min(record["steps"][self.steps[0]][2] for record in self.records.values())
+        return min(float(record["steps"][self.steps[0]][2]) for record in self.records.values())
 
     @cached_property
     def actors(self) -> tuple[Actor, ...]:
@@ -164,9 +166,9 @@ class _Joined:
                     seen[key] += 1
                     sent[key, seen[key]] = (call["begin"], rank)
         found = {}
-        for calls in met.values():
-            last = max(calls)
-            for _, rank, number in calls:
+        for meeting in met.values():
+            last = max(meeting)
+            for _, rank, number in meeting:
                 found[rank, number] = (last[0], last[1])
         return found | self._received(sent)
 
@@ -274,20 +276,24 @@ def _messages(rank: int, call: Call, which: str) -> Iterator[object]:
             yield (rank, other, channel) if which == "sends" else (other, rank, channel)
 
 
-def given(rank: int, call: Call) -> Iterator[tuple[int, int]]:
-    """(rank, bytes) that a call gives to others; sums and gatherings in equal shares, as rings do them."""
-    if "sends" in call:
-        for target, size, _ in call["sends"]:
-            yield target, size
-        return
-    others = [other for other in call["group"] if other != rank]
-    whole = call["size"] * len(others)
-    if call["verb"] == "all_reduce":
-        whole = 2 * call["size"] * len(others) // len(call["group"])
-    for (low, high), other in zip(pairwise(cuts(whole, len(others))), others, strict=True):
-        yield other, high - low
+def given(rank: int, call: Call) -> Sequence[tuple[int, int]]:
+    """(rank, bytes) that a call gives to others, as a prediction counts them."""
+    return tuple(pair for verb in verbs_of(rank, call) for pair in given_to(rank, verb))
 
 
-def cuts(whole: int, count: int) -> list[int]:
-    """Where `count` shares of a whole begin and end, as equal as whole numbers can be."""
-    return [whole * at // count for at in range(count + 1)]
+def verbs_of(rank: int, call: Call) -> tuple[Verb, ...]:
+    """The call in the form of predictions; a barrier gives nothing."""
+    kind, group = call["verb"], tuple(call.get("group", ()))
+    sends = {target: size for target, size, _ in call.get("sends", ())}
+    if kind == "exchange":
+        pairs = [(source, size) for source, size, _ in call["takes"]]
+        return calls.exchange(rank, [(target, size) for target, size, _ in call["sends"]], pairs)
+    if kind == "reduce_scatter":
+        return calls.reduce_scatter(rank, group, [sends.get(member, 0) for member in group])
+    if kind == "all_to_all":
+        return calls.all_to_all(
+            rank, group, [sends.get(member, 0) for member in group], [0] * len(group)
+        )
+    if kind == "all_gather":
+        return calls.all_gather(group, call["size"])
+    return calls.all_reduce(rank, group, call["size"], 1) if kind == "all_reduce" else ()

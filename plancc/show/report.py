@@ -73,7 +73,7 @@ def report_text(report: Report) -> str:
 @cache
 def page_file(name: str) -> str:
     """The text of a file of the page."""
-    return files("plancc.show").joinpath("page", name).read_text("utf-8")
+    return (files("plancc.show") / "page" / name).read_text("utf-8")
 
 
 def digest(text: str) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from plancc.show.facts import (
     Peak,
@@ -31,6 +30,8 @@ TYPICAL = {COMPUTE: "matmul", COMMUNICATION: "all_reduce", WAIT: "wait", IDLE: I
 MOST_ACTORS, MOST_FLOWS, FEW_PEAKS = 512, 20, 16
 
 Sums = Mapping[str, float]
+Line = tuple[float, float, Callable[[float], str]]
+"""A number predicted and measured, and how it is written."""
 
 
 def how(timeline: Timeline) -> str:
@@ -76,8 +77,10 @@ def against(sums: Sums, first: Sums) -> str:
     """How much longer or shorter than the first one."""
     if not first["seconds"]:
         return ""
-    off = sums["seconds"] / first["seconds"] - 1
-    return f"{share_text(abs(off))} {'longer' if off >= 0 else 'shorter'} than predicted"
+    times = sums["seconds"] / first["seconds"]
+    if times >= 2:
+        return f"{times:.3g} times as long as predicted"
+    return f"{share_text(abs(times - 1))} {'longer' if times >= 1 else 'shorter'} than predicted"
 
 
 def family_bar(sums: Sums) -> str:
@@ -127,13 +130,13 @@ def comparison(title: str, same: Sequence[tuple[Timeline, Sums]]) -> str:
     measured = next((pair for pair in same if not pair[0].predicted), None)
     if predicted is None or measured is None:
         return ""
-    lines = {
+    lines: dict[str, Line] = {
         "step": (predicted[1]["seconds"], measured[1]["seconds"], time_text),
         **kind_lines(predicted[0], measured[0]),
         "sent by all": (predicted[1]["sent"], measured[1]["sent"], bytes_text),
         "peak memory": (predicted[1]["memory"], measured[1]["memory"], bytes_text),
     }
-    rows = [
+    rows: list[list[Cell | str]] = [
         [
             name, number(form(first) if first else "–", first), number(form(other) if other else "–", other),
             number(f"{other / first:.2f} x" if first and other else "–", other / first if first else None),
@@ -145,13 +148,18 @@ def comparison(title: str, same: Sequence[tuple[Timeline, Sums]]) -> str:
     return table(caption, head, rows, sortable=False)
 
 
-def kind_lines(first: Timeline, other: Timeline) -> dict[str, tuple[float, float, Any]]:
-    """Mean seconds of a rank by kind in both."""
+def kind_lines(first: Timeline, other: Timeline) -> dict[str, Line]:
+    """Mean seconds of a rank in both: by family, and by those kinds of work that both have."""
     found = [mean_by_kind(timeline) for timeline in (first, other)]
+    families = [by_family(times) for times in found]
+    both = [kind for kind in KINDS if all(kind in times for times in found)]
     return {
-        kind_of(kind).label: (found[0].get(kind, 0.0), found[1].get(kind, 0.0), time_text)
-        for kind in [*KINDS, IDLE]
-        if any(kind in times for times in found)
+        **{name: (families[0][f], families[1][f], time_text) for f, name in FAMILIES.items()},
+        **{
+            kind_of(kind).label: (found[0][kind], found[1][kind], time_text)
+            for kind in both
+            if kind_of(kind).family != WAIT
+        },
     }
 
 
@@ -159,7 +167,7 @@ def waits_text(timelines: Sequence[Timeline]) -> str:
     """Who waited for whom, the worst first."""
     out = []
     for heading, same in by_step(timelines):
-        rows = [
+        rows: list[list[Cell | str]] = [
             [
                 Cell(
                     who_waits(timeline, wait),
@@ -249,14 +257,14 @@ def traffic_text(timelines: Sequence[Timeline]) -> str:
     """The frame of the heat map, bytes between meshes, and the largest flows."""
     out = []
     for heading, same in by_step(timelines):
-        meshes = [
+        meshes: list[list[Cell | str]] = [
             [source or "–", target or "–", number(bytes_text(size), size), how(timeline)]
             for timeline in same
             for (source, target), size in sorted(
                 traffic_by_mesh(timeline).items(), key=lambda pair: -pair[1]
             )
         ]
-        flows = [
+        flows: list[list[Cell | str]] = [
             [number(str(start), start), number(str(end), end), number(bytes_text(size), size), how(timeline)]
             for timeline in same
             for (start, end), size in sorted(timeline.traffic.items(), key=lambda pair: -pair[1])[

@@ -91,7 +91,10 @@ class _Page:
             f"{share[COMPUTE]} computing,", f"{share[COMMUNICATION]} communicating (exposed),",
             f"{share[WAIT]} waiting,", f"{share[IDLE]} idle",
         ]  # fmt: skip
-        title = f"{self.timeline.title}: {self.time(found['seconds'])} {how}, {found['ranks']:.0f} ranks"
+        title = (
+            f"{self.timeline.title}: {self.time(found['seconds'])} {how}, {found['ranks']:.0f} rank"
+        )
+        title += "s" if found["ranks"] != 1 else ""
         return [self.fit(title, self.width), *self.flow(["mean of a rank:", *words], " ")]
 
     def bars(self) -> list[str]:
@@ -148,21 +151,23 @@ class _Page:
             return []
         rows = [
             (
-                self.time(wait.seconds),
+                f"{self.time(wait.seconds):>7}",
                 f"in {wait.count}" if wait.count > 1 else "",
                 f"{who_waits(self.timeline, wait)}: {wait.name}",
                 ", ".join(text for text in (wait.path, wait.line) if text),
             )
             for wait in found
         ]
-        wide = [max(len(row[i]) for row in rows) for i in range(3)]
+        wide = [max(len(row[at]) for row in rows) for at in range(4)]
+        lines = [
+            "  ".join(text.ljust(room) for text, room in zip(row, wide, strict=True) if room)
+            for row in rows
+        ]
         return [
-            "", "longest waits",
-            *(
-                self.fit(f"  {a:>{wide[0]}} {b:<{wide[1]}}  {c:<{wide[2]}}  {d}", self.width)
-                for a, b, c, d in rows
-            ),
-        ]  # fmt: skip
+            "",
+            "longest waits",
+            *(self.fit(f"  {line}".rstrip(), self.width) for line in lines),
+        ]
 
     def memory(self, budgets: Mapping[str, int] | None) -> list[str]:
         """The fullest actor of each mesh, against the budget."""

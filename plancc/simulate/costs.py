@@ -3,7 +3,8 @@
 FLOPs are counted for products and attention only (a multiplication and an addition are two), as
 `torch.utils.flop_counter` does; everything else is bound by its bytes. `lies` says how results lie in memory:
 "new" (row by row), "like" (dims in the order of the operand's), "view" (what torch says, so that a `reshape`
-is free or a copy as it really is). Costs are in costs_memory, _products, _attention, _experts, _rows.
+is free or a copy as it really is), "share" (a view of one range of a dim), "first" (dims in the order of the
+first operand's, whatever its sizes). Costs are in costs_memory, _products, _attention, _experts, _rows.
 """
 
 from __future__ import annotations
@@ -94,16 +95,16 @@ COSTS: tuple[Cost, ...] = (
     ),
     Cost(memory.touched, memory.mapped, "outer.default ger.default"),
     # attention, experts, caches
-    Cost(attention.attention, attention.attention_back, "attention.default", "like", "plancc"),
+    Cost(attention.attention, attention.attention_back, "attention.default", "first", "plancc"),
     Cost(
-        attention.attention, memory.nothing, "attention_over_keys.default", "like", "plancc"
+        attention.attention, memory.nothing, "attention_over_keys.default", "first", "plancc"
     ),
     Cost(
         attention.backward_call, memory.nothing, "attention_over_keys_backward.default",
         namespace="plancc",
     ),
     Cost(
-        attention.attention, attention.attention_back, "scaled_dot_product_attention.default", "like"
+        attention.attention, attention.attention_back, "scaled_dot_product_attention.default", "first"
     ),
     Cost(
         experts.experts, experts.experts_back, "experts.default placed_experts.default",
@@ -123,10 +124,8 @@ COSTS: tuple[Cost, ...] = (
         memory.log_probabilities, memory.softmax_again, "cross_entropy.default", namespace="plancc"
     ),
     Cost(memory.log_sums, memory.softmax_again, "cross_entropy_shard.default", namespace="plancc"),
-    Cost(
-        memory.log_probabilities, memory.softmax_again,
-        "cross_entropy_loss.default nll_loss_nd.default nll_loss.default",
-    ),
+    Cost(memory.log_probabilities, memory.softmax_again, "cross_entropy_loss.default"),
+    Cost(memory.targeted, memory.scattered, "nll_loss_nd.default nll_loss.default"),
     Cost(
         memory.touched, memory.mapped, "joined_nll.default joined_rows_backward.default",
         namespace="plancc",
@@ -178,7 +177,7 @@ COSTS: tuple[Cost, ...] = (
     Cost(memory.added, memory.nothing, "add", namespace="step"),
     Cost(memory.touched, memory.nothing, "copy", namespace="step"),
     Cost(memory.emptied, memory.nothing, "once", namespace="step"),
-    Cost(memory.sharded, memory.nothing, "shard", namespace="step"),
+    Cost(memory.share, memory.nothing, "shard", "share", "step"),
     Cost(memory.packed, memory.nothing, "pack", namespace="step"),
     Cost(memory.merged, memory.nothing, "merge", namespace="step"),
 )  # fmt: skip

@@ -23,7 +23,7 @@ class Layer:
 
     rows: float
     picks: float
-    used: int
+    used: float
     hidden: int
     wide: int
     inner: int
@@ -40,7 +40,7 @@ class Layer:
         flops = round(2 * self.picks * n * k)
         if not flops:
             return ()
-        used = max(1, self.used)
+        used = max(1, round(self.used))
         shape = (used, max(1, round(self.picks / used)), n, k)
         return (Work("matmul", flops, read, written, self.dtype, shape),)
 
@@ -64,7 +64,7 @@ def layer_of(call: Call) -> Layer:
         wide, down = (wide[0], wide[2], wide[1]), (down[0], down[2], down[1])
     routed, x = call.routed, call.outs[0]
     return Layer(
-        routed.rows, routed.picks, round(min(routed.used, wide[0])), wide[2], wide[1], down[2],
+        routed.rows, routed.picks, min(routed.used, wide[0]), wide[2], wide[1], down[2],
         down[1], x.dtype.itemsize, call.dtype,
     )  # fmt: skip
 

@@ -57,6 +57,13 @@ def looked_up_shard(call: Call) -> Works:
     return (*moved(call, size + call.ins[0].nbytes, size), *moved(call, size, size))
 
 
+def targeted(call: Call) -> Works:
+    """`nll_loss` reads one column of each row: that of its target."""
+    targets = call.ins[1]
+    picked = targets.elements * call.ins[0].dtype.itemsize
+    return moved(call, picked + targets.nbytes, sizes(call.outs))
+
+
 def appended(call: Call) -> Works:
     """`cache_append` writes the new keys and values; into an empty cache they are put as they are."""
     new, whole = call.ins[:2], call.outs[:2]
@@ -201,9 +208,10 @@ def emptied(call: Call) -> Works:
     return () if call.extra["first"] else made(call)
 
 
-def sharded(call: Call) -> Works:
-    """A share of a dim is a view, unless it is made of several ranges."""
-    return () if len(call.extra["ranges"]) < 2 else touched(call)
+def share(call: Call) -> Works:
+    """A rank's share of a dim: a view where it is one range, else its ranges put together."""
+    size = sizes(call.outs)
+    return () if call.aliases else moved(call, size, size)
 
 
 def packed(call: Call) -> Works:

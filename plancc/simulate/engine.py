@@ -66,6 +66,7 @@ class _Meeting:
     came: int = 0
     begin: float = 0.0
     seconds: float = 0.0
+    latest: int = -1
 
 
 class Process:
@@ -160,9 +161,12 @@ class Engine:
                 turns = left
 
     def slot(self, number: int, calls: Sequence[Call]) -> Iterator[Wait]:
-        """The calls of one slot; None between them and at their pauses."""
+        """The calls of one slot; None at their pauses, and between them where there are no pauses.
+
+        A micro-batch with pauses goes on with its next step at once: the others have had their turn.
+        """
         for place, call in enumerate(calls):
-            if place:
+            if place and not any(item.kind == "pause" for item in call.script.get(call.name, ())):
                 yield None
             yield from self.call(number, call)
 
@@ -171,7 +175,13 @@ class Engine:
         process = self.processes[number]
         if call.needs:
             yield call.needs
-            self.wait(number, max(self.facts[fact] for fact in call.needs), call, None)
+            self.wait(
+                number,
+                max(self.facts[fact] for fact in call.needs),
+                call,
+                None,
+                "wait for the token",
+            )
         before = process.live
         for item in call.script.get(call.name, ()):
             yield from self.item(number, item, call)
@@ -201,7 +211,7 @@ class Engine:
             fact = self.arrive(number, item, process.clock, "")
             yield (fact,)
             meeting = self.meetings[fact]
-            self.wait(number, meeting.begin, call, item)
+            self.wait(number, meeting.begin, call, item, self.waiting_for(meeting.latest))
             self.move(number, item, call, meeting.seconds)
         elif item.kind == "start":
             if call.last or not item.last:
@@ -214,7 +224,8 @@ class Engine:
             if moved is not None:
                 yield (moved,)
                 step = process.queue[int(moved[2])][0]  # type: ignore[call-overload]
-                self.finish(number, step, call, self.facts[moved], self.posted[moved])
+                name = f"wait for {step.label.name}"
+                self.finish(number, step, call, self.facts[moved], self.posted[moved], name)
         elif item.kind == "send":
             yield ()
             self.send(number, item, call)
@@ -247,7 +258,8 @@ class Engine:
         fact: Fact = ("met", *key, process.counts[key])
         meeting = self.meetings.setdefault(fact, _Meeting())
         meeting.came += 1
-        meeting.begin = max(meeting.begin, clock)
+        if clock >= meeting.begin:
+            meeting.begin, meeting.latest = clock, number
         meeting.seconds = max(meeting.seconds, item.seconds)
         if meeting.came == len(item.group):
             if self.cores is not None:
@@ -284,11 +296,17 @@ class Engine:
             self.tell(moved, process.side)
             at += 1
 
-    def finish(self, number: int, item: Item, call: Call, end: float, seconds: float) -> None:
+    def waiting_for(self, number: int) -> str:
+        """What a wait is called."""
+        return f"wait for {self.actors[number].name}"
+
+    def finish(
+        self, number: int, item: Item, call: Call, end: float, seconds: float, name: str
+    ) -> None:
         """Wait for a move under way that ends at `end` and takes `seconds`."""
         process = self.processes[number]
         exposed = min(max(0.0, end - process.clock), seconds)
-        self.wait(number, end - exposed, call, item)
+        self.wait(number, end - exposed, call, item, name)
         begin, process.clock = process.clock, process.clock + exposed
         process.tally.exposed += exposed
         if exposed:
@@ -323,9 +341,10 @@ class Engine:
         if self.cores is not None:
             end = seconds + self.cores.take(number, end - seconds, seconds)
         process.tally.moving += seconds
-        self.finish(number, item, call, end, seconds)
+        last = max(pairs, key=lambda pair: self.facts[pair[0]] + pair[1].latency)[1]
+        self.finish(number, item, call, end, seconds, self.waiting_for(last.peer))
 
-    def wait(self, number: int, until: float, call: Call, item: Item | None) -> None:
+    def wait(self, number: int, until: float, call: Call, item: Item | None, name: str) -> None:
         """Stand still until somebody else is there."""
         process = self.processes[number]
         if until > process.clock:
@@ -334,7 +353,7 @@ class Engine:
                 label = item.label if item is not None else None
                 self.spans_of(number).append(
                     Span(
-                        number, COMPUTE, label.name if label else "token", "wait", begin, until,
+                        number, COMPUTE, name, "wait", begin, until,
                         label.path if label else "", label.line if label else "", call.batch,
                     )
                 )  # fmt: skip

@@ -66,7 +66,8 @@ class Actor:
 class Span:
     """Something that an actor did from `begin` to `end` (seconds from the start of the step).
 
-    `kind` is "matmul", "attention", "memory", the name of a verb, "message", or "wait" (for another rank).
+    `kind` is "matmul", "attention", "memory", "compute" (measured, of any kind), the name of a verb,
+    "barrier", or "wait" (for another rank, whom `name` tells).
     `path` is the module, `line` the line of the plan ("tp.plan:7"), `batch` the micro-batch.
     """
 
@@ -93,7 +94,7 @@ class Timeline:
     """One step of all ranks, predicted or measured. Spans of one actor and stream do not overlap.
 
     `memory` has for each actor (seconds, bytes in use) in order; `traffic` the bytes given by a rank to
-    another (of collectives: in equal shares to its group).
+    another (of rings: all to the next rank of the group).
     """
 
     title: str

@@ -77,6 +77,13 @@ class First:
     parts: tuple[Part, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Of how many ranges a rank's share of a dim is made."""
+
+    tree: LocalTree
+
+
 Source = Any
 """What a number is worked out from: one of the types of VALUES, or a size of the step."""
 
@@ -148,6 +155,7 @@ VALUES: Mapping[type, Callable[[Sizes, Any, Place], Any]] = {
     LocalDim: lambda sizes, one, place: int(place.dim(one.tree)),
     LocalStart: lambda sizes, one, place: place.view.start(place.dim(one.tree)),
     LocalRanges: lambda sizes, one, place: place.view.ranges(place.dim(one.tree)),
+    Pieces: lambda sizes, one, place: len(place.view.ranges(place.dim(one.tree))),
     First: _is_first,
     ExpertLayer: Sizes.rows,
     OwnExperts: Sizes.own_rows,

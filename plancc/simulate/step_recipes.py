@@ -6,14 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plancc.codegen.sections import as_bucket
-from plancc.ir.instruction import Collective, Compute, Held, LocalRanges, Merge
-from plancc.ir.layout import cuts
+from plancc.ir.instruction import Collective, Compute, Held, Merge
 from plancc.ir.program import Instruction, RankProgram, operands
 from plancc.ir.recorded import Accumulate, Backward, Bucket, Launch, Leaf, Restore, Store
 from plancc.passes.rows.table import USER_ROWS
 from plancc.simulate.costs import cost_of
 from plancc.simulate.expert_layers import EXPERTS, GATE_UP, INDEX, ExpertLayers, all_values, chosen
-from plancc.simulate.recipes import First, Form, Number, Operand, OwnExperts, Recipe, Recipes, Sizes
+from plancc.simulate.recipes import (
+    First,
+    Form,
+    Number,
+    Operand,
+    OwnExperts,
+    Pieces,
+    Recipe,
+    Recipes,
+    Sizes,
+)
 from plancc.simulate.recorded_calls import LATER, WEIGHT, Tape
 from plancc.simulate.routing import Routing
 
@@ -81,15 +90,15 @@ class StepRecipes:
         for place, held in enumerate(step.outs):
             if cost.lies == "view":
                 forms[held.name] = ("view", found, place)
-            elif cost.lies == "like":
-                forms[held.name] = self.like(step, recipe.outs[place])
+            elif cost.lies in ("like", "first"):
+                forms[held.name] = self.like(step, recipe.outs[place], cost.lies == "first")
         return (found,)
 
-    def like(self, step: Compute, out: Operand) -> Form:
-        """The form of a result whose dims lie as those of the first operand of its shape."""
+    def like(self, step: Compute, out: Operand, first: bool) -> Form:
+        """The form of a result whose dims lie as those of the `first` operand, or the first of its shape."""
         for name in operands(step):
             operand = self.recipes.operand(name)
-            if operand.dims == out.dims:
+            if first or operand.dims == out.dims:
                 return operand.form and ("dense", *operand.form[1:])
         return None
 
@@ -157,17 +166,18 @@ class StepRecipes:
 
     def local_move(self, step: Collective) -> tuple[int, ...]:
         """Moves without communication: a share of a dim, and an addend that only one rank adds."""
-        out = self.recipes.of(step.out)
+        given, out = self.recipes.operand(step.operand), self.recipes.of(step.out)
         if step.kind == "once":
+            self.recipes.forms[step.out.name] = given.form
             first = Number(self.sizes.number(First(step.parts)))
             return (self.recipes.step("step.once", (), (out,), first=first),)
         if step.kind != "shard" or step.move is None:
             return ()
         tree = self.sizes.plain(step.move.after.dims[step.move.dim])
-        if not any(leaf.parts for leaf in cuts(tree)):
-            return ()
-        ranges = Number(self.sizes.number(LocalRanges(tree)))
-        return (self.recipes.step("step.shard", (out,), (out,), ranges=ranges),)
+        pieces = Number(self.sizes.number(Pieces(tree)))
+        found = self.recipes.step("step.shard", (given,), (out,), pieces=pieces)
+        self.recipes.forms[step.out.name] = ("view", found, 0)
+        return (found,)
 
     def packing(self, step: Bucket, ins: Sequence[Held]) -> tuple[int, ...]:
         """A bucket's copies."""

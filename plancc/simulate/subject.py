@@ -17,6 +17,7 @@ from plancc.ir.mesh import mesh_of
 from plancc.ir.program import ProgramSet, RankProgram
 from plancc.passes.base import Unit
 from plancc.passes.estimate_memory import Memory, budget_of, gigabytes, program_memory
+from plancc.simulate.actors import FEW
 from plancc.simulate.cluster import Cluster, read_cluster
 from plancc.simulate.errors import SimulateError
 from plancc.simulate.hardware import Hardware
@@ -48,12 +49,16 @@ class Room:
 
 @dataclass
 class Subject:
-    """One plan on one cluster. Programs are costed once and simulated for as many inputs as wanted."""
+    """One plan on one cluster. Programs are costed once and simulated for as many inputs as wanted.
+
+    Up to `few` ranks are told apart; in more, those that do the same at the same time are one actor.
+    """
 
     compiled: Compiled
     cluster: Cluster
     routing: Routing = EVEN
     sets: Mapping[str, str] = field(default_factory=dict)
+    few: int = FEW
 
     def __post_init__(self) -> None:
         """Place the ranks on the cluster; ClusterError if it has too few devices."""
@@ -133,7 +138,12 @@ class Subject:
         key = (unit.graph.phase, unit.variant.index, spans)
         if key not in self._simulations:
             self._simulations[key] = Simulation(
-                unit.programs, self.compiled.world, self.hardware, self.routing, spans=spans
+                unit.programs,
+                self.compiled.world,
+                self.hardware,
+                self.routing,
+                few=self.few,
+                spans=spans,
             )
         found = self._simulations[key]
         programs = unit.programs

@@ -120,10 +120,8 @@ class ProgramVerbs:
         if edge.way:
             return self.routed.ask(step)
         ends = tuple((stage.mesh, stage.coords) for stage in (edge.source, edge.target))
-        gives, takes = not isinstance(step, Recv), not isinstance(step, Send)
-        return transferred, (
-            ends, edge.before.dims, edge.after.dims, edge.dtype.itemsize, edge.lossy, gives, takes
-        )  # fmt: skip
+        sizes = (edge.dtype.itemsize, edge.lossy)
+        return transferred, (ends, edge.before.dims, edge.after.dims, *sizes)
 
 
 def summed(
@@ -203,14 +201,14 @@ def merged(
 
 def transferred(
     place: Place, ends: tuple[tuple[str, Any], tuple[str, Any]], has: Sequence[LocalTree],
-    wants: Sequence[LocalTree], item: int, wire: str, gives: bool, takes: bool,
+    wants: Sequence[LocalTree], item: int, wire: str,
 ) -> Verbs:  # fmt: skip
     """The messages of a value from one stage to another: every block from one of its holders."""
     source, target = (members(place.view, mesh, coords) for mesh, coords in ends)
     before, after = ([place.dim(tree) for tree in trees] for trees in (has, wants))
     routes = find_routes(place.view, source, before, target, after)
-    sends = sized(routes.sends, item, wire) if gives else []
-    return calls.exchange(place.rank, sends, sized(routes.recvs, item, wire) if takes else [])
+    sends, takes = (sized(blocks, item, wire) for blocks in (routes.sends, routes.recvs))
+    return calls.exchange(place.rank, sends, takes)
 
 
 def sized(

@@ -68,7 +68,7 @@ class ProgramWork:
         values = self.recipes.sizes.values(place)
         found = self._known.get(values)
         if found is None:
-            each = _Kitchen(values).cook(self.recipes.recipes.found)
+            each = Evaluation(values).run(self.recipes.recipes.found)
             joined = {
                 steps: tuple(work for at in steps for work in each[at])
                 for steps in {*self.recipes.steps, *self.recipes.late.values()}
@@ -90,14 +90,14 @@ def unknown_operators(program: RankProgram) -> Iterator[str]:
             yield f"nobody knows what the operator `{step.target}` costs ({where})"
 
 
-class _Kitchen:
-    """Recipes with the sizes of one place."""
+class Evaluation:
+    """Recipes with the sizes of one place; `calls` are those evaluated so far (None for gradients)."""
 
     def __init__(self, values: Sequence[Any]) -> None:
         self.values = values
         self.calls: list[Call | None] = []
 
-    def cook(self, recipes: Sequence[Recipe]) -> list[Works]:
+    def run(self, recipes: Sequence[Recipe]) -> list[Works]:
         """The kernels of each recipe."""
         return [self.kernels(recipe) for recipe in recipes]
 
@@ -114,6 +114,9 @@ class _Kitchen:
         if cost.lies == "view":
             outs, aliases = run_view(call)
             call = replace(call, outs=outs, aliases=aliases)
+        elif cost.lies == "share" and call.extra["pieces"] < 2:
+            share = replace(call.outs[0], strides=call.ins[0].strides)
+            call = replace(call, outs=(share,), aliases=True)
         self.calls.append(call)
         return cost.forward(call)
 

@@ -21,9 +21,10 @@ from plancc.runtime.failover.worker import SETUP, WorkerStart, main
 from plancc.runtime.failure import Mismatch, RankFailure, fail
 from plancc.runtime.launch import GRACE, TICK, RankTraceback, ending, forking
 from plancc.runtime.training.loop import WHERE
+from plancc.runtime.transport import COMPUTE, IN_OP, STARTING
 from plancc.runtime.watch import Watch
 
-LEAVE = 30.0  # seconds in which a rank has to abandon an epoch
+LEAVE = 30.0  # seconds in which a rank that neither starts nor computes has to abandon an epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +37,14 @@ class End:
 
 
 class Lost(Exception):
-    """Processes of the running epoch have ended or were given up."""
+    """Processes of the running epoch have ended or were given up.
 
-    def __init__(self, ranks: Mapping[int, End]) -> None:
-        self.ranks = dict(ranks)
+    Of ranks that wait for each other `suspect` names one, under the plan's own number: it is not known yet
+    who of them hangs.
+    """
+
+    def __init__(self, ranks: Mapping[int, End], suspect: RankFailure | None = None) -> None:
+        self.ranks, self.suspect = dict(ranks), suspect
         super().__init__("; ".join(f"rank {rank} {end.reason}" for rank, end in ranks.items()))
 
 
@@ -47,6 +52,29 @@ class Lost(Exception):
 class _Worker:
     process: Any
     pipe: Connection
+
+
+class Leaving:
+    """Since when ranks stand as they do while they leave an epoch; `after` is why they have to."""
+
+    def __init__(self, crew: Crew, after: str = "") -> None:
+        self.crew, self.after = crew, after
+        self.stood: dict[int, tuple[int, float]] = {}
+
+    def late(self, rank: int, now: float) -> str:
+        """Why a rank is given up; "" for one that has time left: it may still start, or compute, as ever."""
+        crew = self.crew
+        assert crew.beacons is not None
+        stands = crew.beacons.read(crew.seats.index(rank))
+        changes, since = self.stood.setdefault(rank, (stands.changes, now))
+        if changes != stands.changes:
+            self.stood[rank] = (stands.changes, now)
+            return ""
+        time_limit, start_limit = crew.limits
+        limit = max(LEAVE, {COMPUTE: time_limit, STARTING: start_limit}.get(stands.state, 0.0))
+        return (
+            f"did not leave the epoch within {limit:g} s{self.after}" if now - since > limit else ""
+        )
 
 
 class Crew:
@@ -161,13 +189,13 @@ class Crew:
             if ready in ends:
                 gone.add(ends[ready])
                 continue
-            message = self.read(pipes[ready])
-            if message is None:
-                gone.add(pipes[ready])
-            elif not message["number"]:
-                self.hear(pipes[ready], message)
-            elif message["number"] == self.number:
-                found.append((pipes[ready], message))
+            for message in self.messages(pipes[ready]):
+                if message is None:
+                    gone.add(pipes[ready])
+                elif not message["number"]:
+                    self.hear(pipes[ready], message)
+                elif message["number"] == self.number:
+                    found.append((pipes[ready], message))
         if not found:  # what was read is not to be lost with an exception: ends are found again
             self.lose(gone)
         return found
@@ -180,6 +208,13 @@ class Crew:
             self.hear(rank, {"gone": ends[rank].reason})
         if seated:
             raise Lost(seated)
+
+    def messages(self, rank: int) -> list[dict[str, Any] | None]:
+        """All that a rank has sent so far; None at the end if it is gone."""
+        found = [self.read(rank)]
+        while found[-1] is not None and self.workers[rank].pipe.poll():
+            found.append(self.read(rank))
+        return found
 
     def read(self, rank: int) -> dict[str, Any] | None:
         """What a rank has sent; None if it is gone."""
@@ -198,44 +233,64 @@ class Crew:
         self.lose({ends[ready] for ready in wait(list(ends), limit)})
 
     def stand_guard(self, watch: Watch) -> None:
-        """Look for ranks that hang: one of a replica is given up, and lost. Raises RankFailure."""
+        """Look for ranks that hang: one of a replica is given up, and lost. Raises Lost, RankFailure."""
         try:
             watch.look()
         except RankFailure as failure:
-            rank = self.seats[failure.rank]
-            if self.spares.replicas.of(rank) is None:
-                raise
-            self.workers[rank].process.kill()
-            raise Lost({rank: self.bury(rank, failure.reason)}) from None
+            assert self.beacons is not None
+            rank, waits = self.seats[failure.rank], self.beacons.read(failure.rank).state == IN_OP
+            found = RankFailure(
+                rank, failure.instruction, failure.span, failure.reason, failure.detail
+            )
+            if waits:
+                raise Lost({}, found) from None
+            raise Lost({rank: self.give_up(found)}) from None
 
-    def abandon(self) -> tuple[dict[int, Any], Lost]:
-        """Have all seated ranks leave the epoch: where they stand, and who is lost on the way."""
+    def give_up(self, failure: RankFailure) -> End:
+        """End a rank that hangs. Raises RankFailure for one that is in no replica."""
+        if self.spares.replicas.of(failure.rank) is None:
+            raise failure
+        return self.end(failure.rank, failure.reason)
+
+    def abandon(self, suspect: RankFailure | None = None) -> tuple[dict[int, Any], Lost]:
+        """Have all seated ranks leave the epoch: where they stand, and who is lost on the way.
+
+        Who hangs does not leave; if all leave, the suspect is lost. Raises RankFailure for one of no replica.
+        """
         self.number += 1
         waiting = {rank for rank in self.seats if rank in self.workers}
         for rank in waiting:
             self.send(rank, "abandon", number=self.number)
         found: dict[int, Any] = {}
         lost: dict[int, End] = {}
-        deadline = time.monotonic() + LEAVE
+        leaving = Leaving(self, f", after rank {suspect.rank} {suspect.reason}" if suspect else "")
         while waiting:
+            answers: list[tuple[int, dict[str, Any]]] = []
+            now = time.monotonic()  # before reading: what has come by then counts
             try:
-                for rank, answer in self.answers():
-                    waiting.discard(rank)
-                    found[rank] = answer.get("value") or {}
-                    if "failed" in answer:
-                        self.workers[rank].process.kill()
-                        report = answer["failed"]
-                        why = f"{report['reason']} leaving the epoch: {report['detail']}"
-                        lost[rank] = self.bury(rank, why)
+                answers = self.answers()
             except Lost as more:
                 lost |= more.ranks
                 waiting -= more.ranks.keys()
-            if time.monotonic() > deadline:
-                for rank in sorted(waiting):
-                    self.workers[rank].process.kill()
-                    lost[rank] = self.bury(rank, "did not leave the epoch")
-                break
+            for rank, answer in answers:
+                waiting.discard(rank)
+                found[rank] = answer.get("value") or {}
+                if "failed" in answer:
+                    report = answer["failed"]
+                    why = f"{report['reason']} leaving the epoch: {report['detail']}"
+                    lost[rank] = self.end(rank, why)
+            if not answers:
+                late = {rank: leaving.late(rank, now) for rank in sorted(waiting)}
+                lost |= {rank: self.end(rank, why) for rank, why in late.items() if why}
+                waiting -= lost.keys()
+        if suspect is not None and not lost:
+            lost[suspect.rank] = self.give_up(suspect)
         return {rank: value for rank, value in found.items() if rank not in lost}, Lost(lost)
+
+    def end(self, rank: int, reason: str) -> End:
+        """Kill and bury a rank, for a reason."""
+        self.workers[rank].process.kill()
+        return self.bury(rank, reason)
 
     def bury(self, rank: int, reason: str | None = None) -> End:
         """Forget a process that has ended; how it ended, and where it stood."""

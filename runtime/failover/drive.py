@@ -12,7 +12,7 @@ from plancc.runtime.failover.crew import Crew, End, Lost
 from plancc.runtime.failover.replicas import Spares
 from plancc.runtime.failover.training import PAUSE, PAUSED
 from plancc.runtime.failover.worker import setup_of
-from plancc.runtime.failure import RankFailure
+from plancc.runtime.failure import RankFailure, place
 from plancc.runtime.training.job import Job
 from plancc.runtime.training.loop import Outcome, Row
 
@@ -162,7 +162,7 @@ class Course:
     def lose(self, lost: Lost) -> None:
         """Go over to the replicas that are whole. Raises RankFailure if there is none, or no other."""
         began = time.monotonic()
-        standing, more = self.crew.abandon()
+        standing, more = self.crew.abandon(lost.suspect)
         gone = {**lost.ranks, **more.ranks}
         self.ready -= gone.keys()
         self.told = counted(self.told, standing, self.crew.seats, set(gone))
@@ -199,7 +199,9 @@ class Course:
             detail = f"it is in no replica of {name}, so that nothing holds what it held"
         else:
             detail = f"no replica of {name} is whole any more"
-            others = [f"rank {r} {e.reason}" for r, e in gone.items() if r != rank]
+            others = [
+                f"rank {r} {e.reason} {place(e.at, e.span)}" for r, e in gone.items() if r != rank
+            ]
             stale = sorted(set(self.crew.seats) - set(gone) - set(self.told["fresh"]))
             if stale and self.told["step"] is not None:
                 others.append(f"{named(stale)} had not got the state of the others yet")

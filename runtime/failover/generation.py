@@ -105,7 +105,7 @@ class GenerateCourse(Course):
 
     def lose(self, lost: Lost) -> None:
         """Go over to the replicas that are whole; or have some back, where none was lost."""
-        if lost.ranks:
+        if lost.ranks or lost.suspect is not None:
             super().lose(lost)
             return
         standing, more = self.crew.abandon()

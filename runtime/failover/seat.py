@@ -10,7 +10,7 @@ import torch
 from plancc.runtime.checkpoint import Checkpoint
 from plancc.runtime.failover.replicas import Spares
 from plancc.runtime.failover.state import Held, receive, send
-from plancc.runtime.failover.training import PAUSE, FailoverTraining
+from plancc.runtime.failover.training import FailoverTraining
 from plancc.runtime.failover.worker import Tell, Told
 from plancc.runtime.optimizer.state import pattern
 from plancc.runtime.training import state as saved_state
@@ -41,8 +41,6 @@ class TrainSeat:
 
     def settle(self, told: Told) -> None:
         """Finish the step that others have finished; or forget what is too old to go on from."""
-        if self.signal == PAUSE:
-            self.signal = 0
         if self.rank not in told["fresh"]:
             self.rest()
         elif self.training is not None:

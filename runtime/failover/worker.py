@@ -95,7 +95,9 @@ class _Worker(RankProcess):
         self.pipe.send_bytes(json.dumps({what: value, "number": 0}).encode())
 
     def at_once(self, told: Told) -> bool:
-        """A signal reaches the seat while it works."""
+        """A signal reaches the seat while it works; those of an epoch do not outlive it."""
+        if told["do"] == self.BEGINS:  # here, lest one that follows be forgotten
+            self.seat.signal = 0
         if told["do"] != "signal":
             return False
         self.seat.signal = max(self.seat.signal, told["signal"])

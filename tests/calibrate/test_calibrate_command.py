@@ -66,7 +66,8 @@ def test_a_folder_that_is_not_there_is_said_before_anything_is_measured(
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--ranks", "1"], ["--ranks", "two"], ["--dtype", "int8"], ["--backend", "mpi"]]
+    "wrong",
+    [["--ranks", "1"], ["--ranks", "two"], ["--dtype", "int8"], ["--backend", "mpi"]],
 )
 def test_wrong_options(wrong: list[str], tmp_path: Path) -> None:
     assert main(["calibrate", *wrong, "-o", str(tmp_path / "here.json")]) == 2

@@ -1,4 +1,4 @@
-"""Verbs and steps as they are measured on ranks: what is kept, and what becomes of it. No time is asserted."""
+"""Verbs and steps as they are measured on ranks: what is kept, and what becomes of it."""
 
 from __future__ import annotations
 

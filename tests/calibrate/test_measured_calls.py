@@ -107,7 +107,7 @@ def test_an_operator_counts_before_its_kind_of_work() -> None:
     ],
 )
 def test_wrong_rows_are_named(calls: Any, told: str) -> None:
-    with pytest.raises(ClusterError, match="kinds.core") as caught:
+    with pytest.raises(ClusterError, match=r"kinds\.core") as caught:
         parse_cluster(changed(**calls))
     assert told in str(caught.value)
 

@@ -154,8 +154,17 @@ def broken() -> Graph:
     return capture(model)
 
 
-def expect_failure(lowered: Lowered, params: Mapping[str, Tensor], text: str) -> None:
-    """Some rank fails at its route with `text`, the plan's line and the verb."""
+UNROUTED = """plan inline, edition 1
+mesh all[ep = 2] on local
+place ** on all
+place layers.*.moe.experts { split experts over ep (block = balanced) }
+"""
+
+
+def expect_failure(
+    lowered: Lowered, params: Mapping[str, Tensor], text: str, verb: str = "comm.route("
+) -> None:
+    """Some rank fails with `text` where it chooses, with the plan's line and the verb."""
     graph = lowered.compiled.graph
     source = Loaded(params, buffers_of(graph, torch.float64))
     inputs = {graph.inputs[0].name: prompt(graph, 3, 5)}
@@ -165,7 +174,7 @@ def expect_failure(lowered: Lowered, params: Mapping[str, Tensor], text: str) ->
 
     with pytest.raises(RankFailure, match=text) as caught:
         run_local(lowered.artifact.world, one, describe=lowered.artifact.describe)
-    assert "comm.route(" in str(caught.value) and "inline.plan:" in str(caught.value)
+    assert verb in str(caught.value) and "inline.plan:" in str(caught.value)
     assert f"rank {caught.value.rank} raised RoutingError at instruction" in str(caught.value)
     assert 0 <= caught.value.rank < lowered.artifact.world
 
@@ -177,6 +186,14 @@ def test_a_router_that_names_experts_that_do_not_exist(plan: str) -> None:
     lowered = lower(PLANS[plan].text, graph)
     params = random_params(graph, torch.float64)
     expect_failure(lowered, params, r"chose expert \d+, experts are 0\.\.15")
+
+
+def test_a_router_that_names_such_experts_where_nothing_is_routed() -> None:
+    """Also where every rank has all tokens and just computes with its own experts."""
+    graph = broken()
+    lowered = lower(UNROUTED, graph)
+    params = random_params(graph, torch.float64)
+    expect_failure(lowered, params, r"chose expert \d+, experts are 0\.\.15", "comm.all_reduce(")
 
 
 @pytest.mark.parametrize("phase", ["prefill", "train"])
@@ -213,3 +230,28 @@ def test_ranks_without_rows_in_a_wire_type(wire: str) -> None:
         found.append(run_local(lowered.artifact.world, one)[0])
     gap = (found[0] - found[1]).abs().max() / found[0].abs().max()
     assert 0 < gap < 0.05
+
+
+class Bare(nn.Module):
+    """A block of the model that gives what its experts give, without adding it to their input."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.block.self_attn(self.block.input_norm(x), cos, sin)
+        return self.block.moe(self.block.post_norm(x))
+
+
+@pytest.mark.parametrize("phase", ["forward", "train"])
+def test_experts_whose_result_is_not_added_to_their_input(phase: str) -> None:
+    """Without a residual the hidden dims of tokens and of results are two."""
+    model = example_models().moe(
+        layers=2, hidden=32, heads=4, kv_heads=2, ffn=8, experts=16, vocab=60, max_len=64
+    )
+    model.layers[1] = Bare(model.layers[1])
+    text = PLANS["one mesh"].text.replace("layers.*.moe.experts", "layers.**.moe.experts")
+    lowered = lower(text, capture(model), phases=(phase,))
+    result = Verification(lowered.compiled, lowered.artifact).run()
+    assert result.ok, result.variants[0].message

@@ -12,7 +12,15 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from lowered import Lowered, captured, lower
 from moe_plans import graph_of
-from noted import check_inference, check_training, differences, inference, programs_of
+from noted import (
+    check_inference,
+    check_training,
+    differences,
+    inference,
+    programs_of,
+    step_inputs,
+    training,
+)
 from plans import HEAD, grid
 from pools import pool_model
 
@@ -31,7 +39,7 @@ FIXED = settings(
     derandomize=True, database=None, deadline=None, max_examples=10,
     suppress_health_check=list(HealthCheck), phases=(Phase.explicit, Phase.generate, Phase.shrink),
 )  # fmt: skip
-MANY = settings(FIXED, max_examples=12)
+FEW = settings(FIXED, max_examples=5)
 NODES = "cluster pod { devices gpu[5] { per_node = 3; memory = 80GB } }\n"
 SUMS = (
     HEAD
@@ -120,7 +128,7 @@ def imbalance(calls: Mapping[int, Sequence[Verb]]) -> Counter[tuple[str, int, in
 
 
 @pytest.mark.parametrize("case", ["megatron", "hetero", "pool", "experts"])
-@MANY
+@FEW
 @given(batch=st.integers(4, 64), tokens=st.integers(1, 300), skew=st.sampled_from([0, 1, 3]))
 def test_what_is_sent_is_received(case: str, batch: int, tokens: int, skew: int) -> None:
     """Message by message, in exchanges and all_to_alls, whatever the router does."""
@@ -260,6 +268,20 @@ def test_traffic_is_what_all_ranks_give() -> None:
     tensor, data, stage = (0, 1), (0, 4), (0, 2)  # dp, pp, tp: the last differs first
     assert all(pair in matrix for pair in (tensor, data, stage))
     assert (0, 7) not in matrix
+
+
+@pytest.mark.parametrize("case", ["megatron", "fsdp", "lazy"])
+def test_traffic_is_what_ranks_gave_in_a_step(case: str) -> None:
+    """Buckets that start once a step, and all micro-batches of the others."""
+    lowered = compiled(case)
+    programs = lowered.compiled.units[0].programs
+    assert programs is not None
+    noted = training(lowered, step_inputs(lowered, 7, 6))
+    nodes = lowered.artifact.manifest["nodes"]
+    matrix = traffic(programs, lowered.compiled.world.grids, Sizes(7, 6), nodes)
+    for rank, one in enumerate(noted):
+        given = sum(verb.given for _, verb in one.calls)
+        assert given == sum(size for (source, _), size in matrix.items() if source == rank)
 
 
 def test_traffic_of_many_ranks_is_refused() -> None:

@@ -23,6 +23,7 @@ POOLS = {
         jobs=("split heads over hp", "split kv_seq over sp (block = ceil(seq_len / sp))"),
     ),
 }  # fmt: skip
+MOVING = ("another_mesh", "shared_ranks", "three_regions")
 
 
 def generation(graph: Graph, batch: int, tokens: int, new: int) -> Steps:
@@ -81,8 +82,8 @@ def test_a_pool(case: str) -> None:
 
 @pytest.mark.parametrize("plan", SWITCHES)
 def test_a_generation_that_crosses_variants(plan: str) -> None:
-    """Caches go to another cut, axis or mesh."""
+    """Caches go to another cut, axis or mesh; slices of what is whole need no messages."""
     graph = captured("dense")
     lowered = lower(written(SWITCHES[plan], "dense"), graph)
     found = check_inference(lowered, None, generation(graph, 3, 7, 15))
-    assert moved_caches(found)
+    assert bool(moved_caches(found)) == (plan in MOVING)

@@ -18,8 +18,12 @@ function start() {
   const view = new View(1);
   const tip = new Tip();
   const charts = makeCharts(view, tip, data);
-  const show = (number) => charts.forEach((chart) => chart.show(groups[number].timelines, groups.length > 1 ? groups[number].title : ""));
   const [timeline] = charts;
+  const show = (number) => {
+    charts.forEach((chart) => chart.show(groups[number].timelines, groups.length > 1 ? groups[number].title : ""));
+    const order = document.getElementById("by-rank");
+    if (order) order.hidden = groups[number].timelines.length < 2;
+  };
   const place = document.getElementById("timeline-view");
   if (place) place.replaceChildren(...timelineTools(timeline, view, groups, show), timeline.node, help());
   show(0);
@@ -62,7 +66,11 @@ function timelineTools(timeline, view, groups, show) {
   const zoom = make("span", { class: "joined" },
     button("−", "Zoom out", () => view.zoom(1 / 0.6)), button("+", "Zoom in", () => view.zoom(0.6)),
     button("All", "Show all of the step", () => view.fit()));
-  const parts = [zoom, range, make("span", { class: "gap" }), found, search];
+  const order = make("button", { type: "button", id: "by-rank", "aria-pressed": "false", onclick: () => {
+    timeline.arrange(!timeline.byRank);
+    order.setAttribute("aria-pressed", String(timeline.byRank));
+  } }, "Rank by rank");
+  const parts = [zoom, order, range, make("span", { class: "gap" }), found, search];
   if (groups.length > 1) parts.unshift(make("label", {}, "step ", steps));
   return [make("div", { class: "tools" }, ...parts)];
 }

@@ -65,7 +65,7 @@ class MemoryChart {
   grid(context, colours) {
     context.textBaseline = "middle";
     context.textAlign = "right";
-    const step = roundStep(this.top, 4);
+    const step = roundStep(this.top, 6);
     for (let at = 0; at <= this.top; at += step) {
       context.fillStyle = colours.line;
       context.fillRect(this.left, this.y(at), this.width - this.left, 1);

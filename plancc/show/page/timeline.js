@@ -49,21 +49,46 @@ class TimelineChart {
     const count = this.timelines.reduce((sum, t) => sum + t.actors.length, 0);
     this.size = SIZES.find((size) => count <= size.most);
     const { compute, beside, gap } = this.size;
+    const lanesOf = new Map(this.timelines.map((t) => [t, t.actors.map((_, number) => t.lanes.filter((lane) => lane.actor === number))]));
     this.rows = [];
     let top = 0;
-    this.timelines.forEach((timeline) => {
-      this.rows.push({ timeline, heading: true, top, height: 24 });
+    for (const block of this.blocks()) {
+      this.rows.push({ heading: block.heading, top, height: 24 });
       top += 24;
-      timeline.actors.forEach((actor, number) => {
-        const lanes = timeline.lanes.filter((lane) => lane.actor === number);
-        const two = lanes.some((lane) => lane.stream === 1);
-        const height = compute + (two ? beside + 1 : 0) + gap;
+      for (const { timeline, number, label, shade } of block.rows) {
+        const lanes = lanesOf.get(timeline)[number];
+        const height = compute + (lanes.some((lane) => lane.stream) ? beside + 1 : 0) + gap;
         const parts = lanes.map((lane) => ({ lane, top: lane.stream ? compute + 1 : 0, height: lane.stream ? beside : compute }));
-        this.rows.push({ timeline, actor, number, parts, top, height });
+        this.rows.push({ timeline, label, parts, shade, top, height });
         top += height;
-      });
-    });
+      }
+    }
     this.height = top + 6;
+  }
+
+  /** Headings and the rows below them: each timeline by itself, or all of them rank by rank. */
+  blocks() {
+    const heading = (t) => `${t.predicted ? "predicted" : "measured"}  ${timeText(t.seconds * 1e9)}`;
+    if (!this.byRank) {
+      return this.timelines.map((timeline) => ({
+        heading: heading(timeline),
+        rows: timeline.actors.map((actor, number) => ({ timeline, number, label: actor.name, shade: number % 2 === 0 })),
+      }));
+    }
+    const rows = this.timelines.flatMap((timeline, at) => timeline.actors.map((actor, number) => ({
+      timeline, number, order: Math.min(...actor.ranks), at, label: at ? (timeline.predicted ? "predicted" : "measured") : actor.name,
+    })));
+    rows.sort((a, b) => a.order - b.order || a.at - b.at);
+    const orders = [...new Set(rows.map((row) => row.order))];
+    rows.forEach((row) => (row.shade = orders.indexOf(row.order) % 2 === 0));
+    return [{ heading: this.timelines.map(heading).join(",  "), rows }];
+  }
+
+  /** Rank by rank, or each timeline by itself. */
+  arrange(byRank) {
+    this.byRank = byRank;
+    this.place();
+    this.pick(null);
   }
 
   search(words) {
@@ -77,7 +102,7 @@ class TimelineChart {
   drawNow() {
     if (!this.timelines) return;
     this.width = Math.floor(this.node.clientWidth - 2);
-    const names = Math.max(...this.timelines.flatMap((t) => t.actors.map((a) => a.name.length)));
+    const names = Math.max(9, ...this.rows.map((row) => (row.label || "").length));
     this.left = Math.round(Math.min(this.width * 0.3, Math.max(70, names * this.size.font * 0.58 + 24)));
     this.overview.draw(this.width, this.left);
     this.drawAxis();
@@ -111,30 +136,25 @@ class TimelineChart {
     const scroll = this.scroller.scrollTop;
     context.fillStyle = colours.line;
     for (const [at] of this.ticks) context.fillRect(Math.round(this.x(at)), 0, 0.5, height);
-    let odd = false;
     for (const row of this.rows) {
       const top = row.top - scroll;
-      odd = !odd;
       if (top > height || top + row.height < 0) continue;
-      if (row.heading) {
-        odd = false;
-        this.drawHeading(context, colours, row, top);
-      } else this.drawRow(context, colours, row, top, odd);
+      if (row.heading) this.drawHeading(context, colours, row, top);
+      else this.drawRow(context, colours, row, top);
     }
   }
 
   drawHeading(context, colours, row, top) {
-    const { timeline } = row;
     context.fillStyle = colours.soft;
     context.fillRect(0, top, this.width, row.height);
     context.fillStyle = colours.text;
     context.font = "600 12px system-ui, sans-serif";
     context.textBaseline = "middle";
-    context.fillText(`${timeline.predicted ? "predicted" : "measured"}  ${timeText(timeline.seconds * 1e9)}`, 10, top + 12.5);
+    context.fillText(row.heading, 10, top + 12.5);
   }
 
-  drawRow(context, colours, row, top, odd) {
-    if (odd) {
+  drawRow(context, colours, row, top) {
+    if (row.shade) {
       context.globalAlpha = 0.5;
       context.fillStyle = colours.soft;
       context.fillRect(0, top, this.width, row.height);
@@ -156,7 +176,7 @@ class TimelineChart {
     context.font = `${this.size.font}px system-ui, sans-serif`;
     context.textBaseline = "middle";
     const letters = Math.floor((this.left - 16) / (this.size.font * 0.52));
-    const name = row.actor.name.length > letters ? `${row.actor.name.slice(0, letters - 1)}…` : row.actor.name;
+    const name = row.label.length > letters ? `${row.label.slice(0, letters - 1)}…` : row.label;
     context.fillText(name, 10, top + pad + this.size.compute / 2 + 0.5);
     this.outline(context, colours, row, top + pad);
   }

@@ -139,8 +139,8 @@ class TrafficChart {
 
   writeSize(context, fill, size, x, y) {
     context.font = `${this.cell >= 44 ? 11 : this.cell >= 28 ? 10 : 8.5}px system-ui, sans-serif`;
-    const text = this.cell >= 64 ? bytesText(size) : shortBytes(size);
-    if (context.measureText(text).width > this.cell - 3) return;
+    const text = this.cell >= 64 ? bytesText(size) : shortBytes(size, this.cell < 30);
+    if (context.measureText(text).width > this.cell - 2) return;
     context.fillStyle = inkOn(fill);
     context.textAlign = "center";
     context.textBaseline = "middle";

@@ -25,10 +25,10 @@ function countText(count) {
   return scaled(count, [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]], (v) => `${v}`);
 }
 
-/** A short number for a small field: 1.2G, 350M. */
-function shortBytes(count) {
+/** A short number for a small field: 1.2G, 350M; `whole` without the part after the point. */
+function shortBytes(count, whole) {
   const [value, unit] = bytesText(count).split(" ");
-  const cut = +value >= 10 ? String(Math.round(+value)) : (+value).toFixed(1).replace(".0", "");
+  const cut = whole || +value >= 10 ? String(Math.round(+value)) : (+value).toFixed(1).replace(".0", "");
   return cut + unit[0].replace("B", "");
 }
 

@@ -1,0 +1,1 @@
+"""The papers, honestly: their plans simulated, and their claims beside what is predicted."""
