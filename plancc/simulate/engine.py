@@ -242,7 +242,7 @@ class Engine:
         process, tally = self.processes[number], self.processes[number].tally
         if self.cores is not None:
             start = self.cores.take(number, process.clock, item.seconds)
-            self.wait(number, start, call, item)
+            self.wait(number, start, call, item, "wait for a core")
         begin, process.clock = process.clock, process.clock + item.seconds
         tally.busy += item.seconds
         tally.flops += item.label.flops
