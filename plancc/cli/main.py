@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("plancc.cli.verify", "compare all ranks with the one-device model"),
     "simulate": ("plancc.cli.simulate", "predict time, memory and traffic on a cluster"),
     "tune": ("plancc.cli.tune", "search the values of a plan's parameters, predicted on a cluster"),
+    "calibrate": ("plancc.cli.calibrate", "measure this machine into a cluster file"),
     "explain": ("plancc.cli.explain", "explain a plan, or a diagnostic code"),
 }
 

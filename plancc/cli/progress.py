@@ -1,4 +1,4 @@
-"""Progress of a training run on stderr: a bar on a terminal, now and then a line elsewhere."""
+"""Progress on stderr, of a training run or of stages: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -69,6 +69,33 @@ class Progress:
         if row.get("balance"):
             parts.append(balance_text(row["balance"]))
         return " ".join(parts[:1]) + "  " + ", ".join(parts[1:])
+
+    def close(self) -> None:
+        """End the bar's line."""
+        if self.shown:
+            self.out.write("\n")
+            self.out.flush()
+
+
+class Stages:
+    """Shows how far work has come that is done in stages: a bar on a terminal, a line a stage elsewhere."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self.out = out or sys.stderr
+        self.bar = self.out.isatty()
+        self.shown = False
+
+    def show(self, done: int, total: int, next_: str) -> None:
+        """`done` of `total` stages lie behind, `next_` begins; with all behind, nothing does."""
+        full = 20 * done // total
+        text = f"{done}/{total} [{'#' * full}{'.' * (20 - full)}] {next_}"
+        if self.bar:
+            width = shutil.get_terminal_size().columns
+            self.out.write("\r" + text[: width - 1].ljust(width - 1))
+            self.shown = True
+        elif done < total:
+            self.out.write(f"{done + 1}/{total} {next_}\n")
+        self.out.flush()
 
     def close(self) -> None:
         """End the bar's line."""

@@ -227,7 +227,8 @@ def idealised(raw: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = deepcopy(dict(raw))
     made.pop("collectives", None)
     for kind in made["kinds"].values():
-        kind.pop("tables", None)
+        for name in ("tables", "calls", "host"):
+            kind.pop(name, None)
         for name in ("efficiency", "streaming"):
             for constant in kind[name].values():
                 constant |= {"value": 1.0, "source": IDEAL}

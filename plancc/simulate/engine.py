@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from plancc.dsl.errors import Bug
+from plancc.simulate.cores import Cores
 from plancc.simulate.forms import COMMUNICATION, COMPUTE, Actor, Span
 from plancc.simulate.script import Item, Message, Script
 
@@ -89,8 +90,9 @@ class Engine:
     def __init__(
         self, actors: Sequence[Actor], rounds: Sequence[Sequence[Slots]], *,
         resting: Sequence[int] = (), spans: bool = True, feedback: float = 0.0,
+        cores: Cores | None = None,
     ) -> None:  # fmt: skip
-        self.actors, self.keep, self.feedback = actors, spans, feedback
+        self.actors, self.keep, self.feedback, self.cores = actors, spans, feedback, cores
         self.resting = resting or [0] * len(actors)
         self.processes = [Process(*pair) for pair in zip(rounds, self.resting, strict=True)]
         self.facts: dict[Fact, float] = {}
@@ -201,6 +203,8 @@ class Engine:
     def item(self, number: int, item: Item, call: Call) -> Iterator[Wait]:
         """One thing that an actor does."""
         process = self.processes[number]
+        if self.cores is not None and item.kind in ("work", "meet"):
+            yield ()  # cores are given away in the order of time
         if item.kind == "work":
             self.work(number, item, call)
         elif item.kind == "meet":
@@ -236,6 +240,9 @@ class Engine:
     def work(self, number: int, item: Item, call: Call) -> None:
         """Compute."""
         process, tally = self.processes[number], self.processes[number].tally
+        if self.cores is not None:
+            start = self.cores.take(number, process.clock, item.seconds)
+            self.wait(number, start, call, item, "wait for a core")
         begin, process.clock = process.clock, process.clock + item.seconds
         tally.busy += item.seconds
         tally.flops += item.label.flops
@@ -255,6 +262,9 @@ class Engine:
             meeting.begin, meeting.latest = clock, number
         meeting.seconds = max(meeting.seconds, item.seconds)
         if meeting.came == len(item.group):
+            if self.cores is not None:
+                seconds, ranks = meeting.seconds, len(item.group)
+                meeting.begin = self.cores.take(number, meeting.begin, seconds, ranks)
             self.tell(fact, meeting.begin)
         return fact
 
@@ -328,6 +338,8 @@ class Engine:
             self.free[link, "in"] = taken
             end = max(end, taken)
         seconds = max(m.latency for m in item.messages) + sum(m.busy for m in item.messages)
+        if self.cores is not None:
+            end = seconds + self.cores.take(number, end - seconds, seconds)
         process.tally.moving += seconds
         last = max(pairs, key=lambda pair: self.facts[pair[0]] + pair[1].latency)[1]
         self.finish(number, item, call, end, seconds, self.waiting_for(last.peer))

@@ -9,7 +9,16 @@ from functools import lru_cache
 from plancc.dsl.errors import Bug
 from plancc.simulate.collective_cost import Topology, seconds_of, slowest
 from plancc.simulate.forms import Work
-from plancc.simulate.hardware_forms import VERBS, ClusterError, Curve, Kind, Link, Measured, between
+from plancc.simulate.hardware_forms import (
+    VERBS,
+    ClusterError,
+    Curve,
+    Kind,
+    Link,
+    Measured,
+    MeasuredCalls,
+    between,
+)
 from plancc.simulate.parse_cluster import ANY
 
 
@@ -29,6 +38,7 @@ class Hardware:
         self._slots, self._links, self._measured = slots, links, measured
         self._placed = Counter(nodes)
         self._notes: dict[str, None] = dict.fromkeys(changed)
+        self._known: dict[tuple[str, int, int, int], float] = {}
         self._topology = lru_cache(maxsize=None)(self._find_topology)
 
     @property
@@ -53,15 +63,19 @@ class Hardware:
             )
         return kind.power
 
-    def seconds(self, rank: int, work: Work) -> float:
+    def seconds(self, rank: int, work: Work, operator: str = "") -> float:
         """Seconds of a local call: what its FLOPs or its bytes take, whichever is longer, and the launch.
 
         Roofline (Williams et al. 2009) with the shares of the peaks that the kind of work reaches; where the
-        kind of device has a table of it, measured seconds, in which the launch is.
+        kind of device has a table of it, measured seconds, in which the launch is; before that calls that
+        were measured of the operator, or of its kind of work.
         """
         if work.kind == "view":
             return 0.0
         kind = self.kinds[rank]
+        calls = find_calls(kind, work, operator)
+        if calls is not None:
+            return self._measured_call(kind, calls, work, operator or work.kind)
         table = kind.tables.get((work.kind, work.dtype)) or kind.tables.get((work.kind, ANY))
         by_flops, by_bytes = (table.by_flops, table.by_bytes) if table else (None, None)
         where = f"{kind.name}: {work.kind} of {work.dtype}"
@@ -78,6 +92,26 @@ class Hardware:
                 else work.moved / (kind.bandwidth * needed(kind, "streaming", work.kind)) + kind.launch
             )  # fmt: skip
         return max(seconds, default=kind.launch)
+
+    def host(self, rank: int, name: str) -> float:
+        """Seconds of Python on the device that a rank computes on; 0 where it is not the host."""
+        return self.kinds[rank].host.get(name, 0.0)
+
+    def measured(self, rank: int, operator: str) -> bool:
+        """Whether whole calls of an operator were measured, however many kernels they are."""
+        return any(name == operator for name, _ in self.kinds[rank].calls)
+
+    def _measured_call(self, kind: Kind, calls: MeasuredCalls, work: Work, name: str) -> float:
+        key = (kind.name, id(calls), work.flops, work.moved)
+        if key not in self._known:
+            outside = calls.outside(work.flops, work.moved)
+            if outside:
+                self._note(f"{kind.name}: {name} of {work.dtype}, {outside}")
+            peak = kind.flops.get(work.dtype) or max(kind.flops.values())
+            self._known[key] = calls.at(
+                work.flops, work.moved, lambda f, b: kind.launch + f / peak + b / kind.bandwidth
+            )
+        return self._known[key]
 
     def verb_seconds(self, kind: str, group: tuple[int, ...], size: int) -> float:
         """Seconds of a verb over `group` from when all have come; `size` is the largest operand, in bytes.
@@ -189,6 +223,21 @@ class Hardware:
 
     def _note(self, text: str) -> None:
         self._notes[text] = None
+
+
+def find_calls(kind: Kind, work: Work, operator: str) -> MeasuredCalls | None:
+    """The measured calls that are most like a work: its operator's, or those of its kind of work.
+
+    What is bound by its bytes is alike in all dtypes.
+    """
+    names = (operator, work.kind) if work.kind == "memory" else (work.kind,)
+    for name in names:
+        found = kind.calls.get((name, work.dtype))
+        if found is None and work.kind == "memory":
+            found = next((calls for (one, _), calls in kind.calls.items() if one == name), None)
+        if found is not None:
+            return found
+    return None
 
 
 def needed(kind: Kind, table: str, name: str) -> float:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from math import exp, log
+from math import exp, hypot, log
 
 from plancc.simulate.errors import SimulateError
 
+POWER = 3
+"""How fast a measured point loses weight with its distance."""
+NEAR = 1e-9
+"""Points this close (in log space) are the same."""
+HOST = ("instruction", "recorded", "backward", "step", "parameter", "train_step")
+"""Of what the seconds of Python are: an instruction without a kernel (that of the others is in their measured
+calls); what autograd adds to a call that it records, and to each kernel of a backward; what a step takes
+beside its program; in training a parameter of the optimizer, and all else behind the programs."""
 VERBS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 """The verbs in which a whole group meets."""
 
@@ -73,13 +81,74 @@ class Table:
     by_bytes: Curve | None
 
 
+def isotone(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The (size, seconds) nearest to some points in log space that never fall (pool adjacent violators)."""
+    blocks: list[tuple[list[float], float]] = []
+    for size, seconds in sorted(points):
+        sizes, mean = [size], log(seconds)
+        while blocks and blocks[-1][1] > mean:
+            before, other = blocks.pop()
+            mean = (mean * len(sizes) + other * len(before)) / (len(sizes) + len(before))
+            sizes = before + sizes
+        blocks.append((sizes, mean))
+    return [(size, exp(mean)) for sizes, mean in blocks for size in sizes]
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredCalls:
+    """Calls of one operator in one dtype: (FLOPs, bytes, seconds) each, all positive but FLOPs.
+
+    Without FLOPs a curve over bytes that never falls. With them each point tells by how much it is slower
+    than a roofline without overlap says; between points these ratios are averaged, the near ones counting
+    most (inverse distance weighting, Shepard 1968, in log space), so that every point is met.
+    """
+
+    points: tuple[tuple[float, float, float], ...]
+    curve: Curve | None
+
+    @classmethod
+    def of_points(cls, points: Sequence[tuple[float, float, float]]) -> MeasuredCalls:
+        """Measured calls; they are by bytes if no point has FLOPs. Not for no points."""
+        plain = all(not flops for flops, _, _ in points)
+        curve = Curve.of_points(isotone((b, s) for _, b, s in points)) if plain else None
+        kept = points if plain else [point for point in points if point[0]]
+        return cls(tuple(kept), curve)
+
+    def at(self, flops: float, size: float, roofline: Callable[[float, float], float]) -> float:
+        """Seconds of a call; `roofline` gives the seconds that constants say of (FLOPs, bytes)."""
+        flops, size = max(flops, 1.0), max(size, 1.0)
+        if self.curve is not None:
+            return self.curve.at(size)
+        total = weights = 0.0
+        for f, b, seconds in self.points:
+            distance = hypot(log(flops / f), log(size / b))
+            if distance < NEAR:
+                return seconds
+            weight = distance**-POWER
+            weights += weight
+            total += weight * log(seconds / roofline(f, b))
+        return roofline(flops, size) * exp(total / weights)
+
+    def outside(self, flops: float, size: float) -> str:
+        """Where a call lies outside of all that was measured; empty if it does not."""
+        ranges = [("bytes", size, [b for _, b, _ in self.points])]
+        if self.curve is None:
+            ranges.append(("FLOPs", flops, [f for f, _, _ in self.points]))
+        for name, value, known in ranges:
+            if not min(known) <= value <= max(known):
+                return f"{name}: outside the measured {min(known):g} to {max(known):g}"
+        return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """One kind of device. `flops` is the peak in FLOP/s by short dtype, `bandwidth` bytes/s of its memory.
 
     `efficiency` and `streaming` are the shares of them that "matmul", "attention" and "memory" reach,
     `launch` the seconds that a kernel takes beside its work, `power` watts (busy, idle). `node` and `network`
-    name its links. `tables` maps (kind of work, dtype or "any") to what was measured, which then counts.
+    name its links. `tables` maps (kind of work, dtype or "any") to what was measured, which then counts,
+    `calls` (operator or kind of work, dtype), which counts before it. `host` are seconds of Python around
+    calls by name (HOST) where they add up with the device's: where the device is the host.
     """
 
     name: str
@@ -94,6 +163,8 @@ class Kind:
     node: str = "node"
     network: str = "network"
     tables: Mapping[tuple[str, str], Table] = field(default_factory=dict)
+    calls: Mapping[tuple[str, str], MeasuredCalls] = field(default_factory=dict)
+    host: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

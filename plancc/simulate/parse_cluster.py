@@ -9,7 +9,16 @@ from difflib import get_close_matches
 from math import isfinite
 from typing import Any
 
-from plancc.simulate.hardware_forms import VERBS, Curve, Kind, Link, Measured, Table
+from plancc.simulate.hardware_forms import (
+    HOST,
+    VERBS,
+    Curve,
+    Kind,
+    Link,
+    Measured,
+    MeasuredCalls,
+    Table,
+)
 
 SCHEMA = "plancc.cluster/1"
 WORK = ("matmul", "attention", "memory")
@@ -19,7 +28,7 @@ ANY = "any"
 """In a table: whatever the dtype."""
 ROOT = ("schema", "name", "about", "devices", "kinds", "links", "collectives", "cores", "presets")
 KIND = ("per_node", "memory", "flops", "efficiency", "bandwidth", "streaming", "launch", "power",
-        "node", "network", "tables")  # fmt: skip
+        "node", "network", "tables", "calls", "host")  # fmt: skip
 LINK = (
     "bandwidth",
     "message_bandwidth",
@@ -195,7 +204,29 @@ def parse_kind(read: Reader, name: str, value: Any, links: Mapping[str, Link]) -
         parse_tables(read, found["tables"], join(at, "tables"), flops, bandwidth)
         if "tables" in found
         else {},
+        parse_calls(read, found.get("calls", {}), join(at, "calls")),
+        read.constants(found.get("host", {}), join(at, "host"), HOST, "time"),
     )
+
+
+def parse_calls(read: Reader, value: Any, at: str) -> dict[tuple[str, str], MeasuredCalls]:
+    """Measured rows [FLOPs, bytes, seconds] by operator (or kind of work) and dtype.
+
+    Those of products and attention all have FLOPs, those of other operators none.
+    """
+    found = {}
+    for name, by_dtype in read.table(value, at).items():
+        for dtype, rows in read.table(by_dtype, join(at, name), DTYPES).items():
+            where = join(join(at, name), dtype)
+            points = list(parse_rows(read, rows, where))
+            mixed = len({flops > 0 for flops, _, _ in points}) > 1
+            if mixed or (points and (points[0][0] > 0) != (name in WORK[:2])):
+                read.wrong(
+                    where, f"rows of {' and '.join(WORK[:2])} have FLOPs, other rows have none"
+                )
+            elif points:
+                found[name, dtype] = MeasuredCalls.of_points(points)
+    return found
 
 
 def parse_tables(

@@ -8,16 +8,20 @@ from pathlib import PurePath
 from typing import Protocol
 
 from plancc.ir.program import (
+    Accumulate,
     Await,
+    Backward,
     Compute,
     Free,
     Held,
     Instruction,
     Launch,
+    Leaf,
     Origin,
     RankProgram,
     Recv,
     Send,
+    TakeGrad,
     Transfer,
     produced,
 )
@@ -27,6 +31,8 @@ from plancc.simulate.actors import Cast, parts_of
 from plancc.simulate.forms import Verb, Work
 from plancc.simulate.place import Place
 
+PYTHON = (Compute, Leaf, Accumulate, TakeGrad)
+"""Instructions that are a call of Python each."""
 Calls = Sequence[tuple[Verb, ...]]
 Works = Sequence[tuple[Work, ...]]
 
@@ -34,8 +40,18 @@ Works = Sequence[tuple[Work, ...]]
 class Hardware(Protocol):
     """What the engine asks of a cluster; see `plancc.simulate.cluster`."""
 
-    def seconds(self, rank: int, work: Work) -> float:
+    cores: int
+
+    def seconds(self, rank: int, work: Work, operator: str = "") -> float:
         """How long a local call takes."""
+        ...
+
+    def host(self, rank: int, name: str) -> float:
+        """Seconds of Python that add up with those of calls."""
+        ...
+
+    def measured(self, rank: int, operator: str) -> bool:
+        """Whether whole calls of an operator were measured."""
         ...
 
     def verb_seconds(self, kind: str, group: tuple[int, ...], size: int) -> float:
@@ -148,17 +164,41 @@ class Writer:
             found.append(self.incoming(step, calls, path, line))
         if isinstance(step, Await):
             found.append(Item("await", Label(step.handle, "wait", path, line), handle=step.handle))
-        for work in works:
-            if work.kind != "view":
-                seconds = self.hardware.seconds(self.rank, work)
-                label = Label(called(step), work.kind, path, line, work.flops, work.moved)
-                found.append(Item("work", label, seconds))
+        found += self.computing(step, works, path, line)
         if delta:
             if found:
                 found[-1] = replace(found[-1], delta=delta)
             else:
                 found.append(Item("mark", Label("", "", path, line), delta=delta))
         return found
+
+    def computing(
+        self, step: Instruction, works: tuple[Work, ...], path: str, line: str
+    ) -> list[Item]:
+        """The kernels of an instruction, and the Python around them."""
+        host = self.python(step, works)
+        works = as_measured(self.hardware, self.rank, step, works)
+        found = []
+        for work in works:
+            if work.kind != "view":
+                seconds = self.hardware.seconds(self.rank, work, operator(step, works)) + host
+                label = Label(called(step), work.kind, path, line, work.flops, work.moved)
+                found.append(Item("work", label, seconds))
+                host = 0.0
+        if host:
+            found.append(Item("work", Label(called(step), "compute", path, line), host))
+        return found
+
+    def python(self, step: Instruction, works: Sequence[Work]) -> float:
+        """The seconds of Python of an instruction that are not in those of its kernels."""
+        calls = python_calls(step, works)
+        if not calls:
+            return 0.0
+        seconds = 0.0 if works else self.hardware.host(self.rank, "instruction")
+        if self.program.sections:
+            name = "backward" if isinstance(step, Backward) else "recorded"
+            seconds += calls * self.hardware.host(self.rank, name)
+        return seconds
 
     def meeting(self, step: Instruction, calls: tuple[Verb, ...], path: str, line: str) -> Item:
         """A collective, now or beside the computation."""
@@ -251,6 +291,37 @@ def called(step: Instruction) -> str:
     if isinstance(step, Compute):
         return step.target.split(".")[1]
     return type(step).__name__.lower()
+
+
+def operator(step: Instruction, works: Sequence[Work]) -> str:
+    """The operator whose kernels these are, as measured calls are named; "" for more than one product."""
+    if not isinstance(step, Compute) or (len(works) > 1 and any(w.kind != "memory" for w in works)):
+        return ""
+    return step.target.split(".")[1].strip("_")
+
+
+def as_measured(
+    hardware: Hardware, rank: int, step: Instruction, works: tuple[Work, ...]
+) -> tuple[Work, ...]:
+    """The kernels of an instruction, as one where calls of its operator were measured as a whole."""
+    name = operator(step, works)
+    if len(works) > 1 and name and hardware.measured(rank, name):
+        return (whole(works),)
+    return works
+
+
+def whole(works: Sequence[Work]) -> Work:
+    """Kernels that memory bounds as one."""
+    return replace(
+        works[0], read=sum(work.read for work in works), written=sum(work.written for work in works)
+    )
+
+
+def python_calls(step: Instruction, works: Sequence[Work]) -> int:
+    """How many calls of Python an instruction is: those of autograd count, moves have their own seconds."""
+    if isinstance(step, Backward):
+        return max(1, len(works))
+    return int(isinstance(step, PYTHON))
 
 
 def gathered(items: Sequence[Item]) -> list[Item]:

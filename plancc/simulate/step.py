@@ -10,6 +10,7 @@ import torch
 from plancc.ir.mesh import World
 from plancc.ir.program import ProgramSet, RankProgram
 from plancc.simulate.actors import FEW, Cast
+from plancc.simulate.cores import Cores
 from plancc.simulate.engine import Engine, Slots, Tally
 from plancc.simulate.forms import Actor, Timeline, Work
 from plancc.simulate.moved import output_verbs, outputs_of
@@ -67,7 +68,8 @@ class Simulation:
         *, few: int = FEW, spans: bool = True, resting: Callable[[RankProgram], int] | None = None,
     ) -> None:  # fmt: skip
         self.programs, self.world, self.hardware, self.routing = programs, world, hardware, routing
-        self.few, self.spans = few, spans
+        self.few = few if not hardware.cores else world.size
+        self.spans = spans
         self.resting = resting or (lambda program: 0)
         self.nodes = [d // world.per_node for d in world.devices] if world.per_node else []
         self.works = {
@@ -89,7 +91,7 @@ class Simulation:
         resting = [self.resting(program) for program in cast.program_of]
         engine = Engine(
             cast.actors, rounds, resting=resting, spans=self.spans,
-            feedback=self.feedback(cast, sizes[0]),
+            feedback=self.feedback(cast, sizes[0]), cores=self.cores(cast.actors),
         )  # fmt: skip
         whole = engine.run()
         ends = [
@@ -140,8 +142,15 @@ class Simulation:
                 f"{FUNCTIONS['W']}_{chunk}": tuple(self.weights_later(rank, chunk, found))
                 for chunk, found in work.later(place).items()
             }
-            script = {**script, **late, "optimizer": (self.optimizer(program, place),)}
-        return script
+            return {**script, **late, "optimizer": (self.optimizer(program, place),)}
+        host = self.hardware.host(rank, "step")
+        around = (Item("work", Label("step", "compute"), host),) if host else ()
+        return {**script, "step": (*around, *script.get("step", ()))}
+
+    def cores(self, actors: Sequence[Actor]) -> Cores | None:
+        """The cores that ranks of a node share; None where every device computes on its own."""
+        homes = [self.hardware.node(actor.ranks[0]) for actor in actors]
+        return Cores(self.hardware.cores, homes) if self.hardware.cores else None
 
     def weights_later(self, rank: int, chunk: int, works: Sequence[Work]) -> list[Item]:
         """What a W action does: gradients of weights that the backward of its chunk has left."""
@@ -180,5 +189,7 @@ class Simulation:
         words = sum(place.elements(held.layout) for held in program.gradients.values()) * ADAM_WORDS
         size = words * torch.float32.itemsize
         work = Work("memory", words, size * 4 // ADAM_WORDS, size * 3 // ADAM_WORDS, "f32")
-        seconds = self.hardware.seconds(place.rank, work) if words else 0.0
+        seconds = self.hardware.seconds(place.rank, work, "adam") if words else 0.0
+        seconds += self.hardware.host(place.rank, "train_step")
+        seconds += self.hardware.host(place.rank, "parameter") * len(program.gradients)
         return Item("work", Label("optimizer", "memory", "", "", words, size), seconds)

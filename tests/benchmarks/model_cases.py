@@ -1,0 +1,115 @@
+"""The steps that the simulator is held against: those that its model was made with, and others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from plancc.calibrate.point import Point
+
+HERE = Path(__file__).parent
+EXAMPLES = HERE.parents[1] / "examples"
+PLANS = HERE / "plans"
+DENSE = {
+    "layers": "4",
+    "hidden": "512",
+    "heads": "8",
+    "ffn": "1408",
+    "vocab": "4096",
+    "max_len": "512",
+}
+WIDE = {
+    "layers": "3",
+    "hidden": "768",
+    "heads": "12",
+    "ffn": "2048",
+    "vocab": "4096",
+    "max_len": "512",
+}
+MOE = {
+    "layers": "3", "hidden": "512", "heads": "8", "experts": "8", "top_k": "2", "ffn": "768",
+    "vocab": "4096", "max_len": "512",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A plan with its settings and model, and one step of it. `known`: the model was made with it."""
+
+    plan: Path
+    point: Point
+    known: bool
+    sets: dict[str, str] = field(default_factory=dict)
+    model: str = "dense"
+    args: dict[str, str] = field(default_factory=lambda: DENSE)
+
+    @property
+    def spec(self) -> str:
+        """The model as commands take it."""
+        return f"{EXAMPLES / 'models.py'}:{self.model}"
+
+    @property
+    def name(self) -> str:
+        """`tp tp=2, gloo: decode 1 x 1 behind 128`."""
+        sets = "".join(f" {name}={value}" for name, value in self.sets.items())
+        size = "" if self.args is DENSE else f" ({self.model} {self.args['hidden']})"
+        return f"{self.plan.stem}{sets}{size}, {self.point.backend}: {self.work}"
+
+    @property
+    def work(self) -> str:
+        """The step without the plan."""
+        p = self.point
+        behind = f" behind {p.past}" if p.past else ""
+        return f"{p.phase} {p.batch} x {p.tokens}{behind}"
+
+    @property
+    def contest(self) -> str:
+        """What all plans that compete with this one have in common."""
+        return f"{self.model} {self.args['hidden']} {self.point.backend} {self.work}"
+
+
+TP, GRID = EXAMPLES / "tp.plan", EXAMPLES / "dp_tp.plan"
+
+
+def prefill(backend: str, batch: int = 1, tokens: int = 128) -> Point:
+    """A prefill."""
+    return Point("prefill", batch, tokens, 0, backend, 9)
+
+
+def decode(backend: str, batch: int = 1, past: int = 128) -> Point:
+    """A decode step."""
+    return Point("decode", batch, 1, past, backend, 25)
+
+
+def train(backend: str, batch: int = 4, tokens: int = 64) -> Point:
+    """A training step."""
+    return Point("train", batch, tokens, 0, backend, 7)
+
+
+def one(plan: Path, point: Point, known: bool = True, **sets: int) -> Case:
+    """A case of the dense model."""
+    return Case(plan, point, known, {name: str(value) for name, value in sets.items()})
+
+
+CASES = (
+    one(TP, prefill("local"), tp=1), one(TP, prefill("local"), tp=2),
+    one(TP, prefill("local"), tp=4),
+    one(TP, decode("local"), tp=1), one(TP, decode("local", 8), tp=2),
+    one(TP, decode("local", 8), tp=1),
+    one(TP, prefill("gloo"), tp=1), one(TP, prefill("gloo"), tp=2),
+    one(TP, decode("gloo"), tp=2), one(TP, decode("gloo", 8), tp=4),
+    one(TP, train("gloo"), tp=2), one(TP, train("local"), tp=1),
+    one(TP, prefill("gloo"), False, tp=3), one(TP, decode("gloo", 8), False, tp=3),
+    one(GRID, prefill("gloo", 4, 64), False, dp=2, tp=2),
+    one(PLANS / "sp.plan", prefill("gloo", 4, 64), False),
+    one(PLANS / "stages.plan", prefill("gloo", 4, 64), False),
+    one(PLANS / "stages.plan", decode("gloo", 8), False),
+    one(PLANS / "dp.plan", train("gloo"), False), one(PLANS / "fsdp.plan", train("gloo"), False),
+    one(PLANS / "sp.plan", train("local"), False), one(PLANS / "pipeline.plan", train("gloo"), False),
+    one(PLANS / "fa.plan", decode("local"), False), one(PLANS / "fa.plan", decode("gloo"), False),
+    Case(EXAMPLES / "expert_parallel.plan", prefill("gloo"), False, {"ranks": "2"}, "moe", MOE),
+    Case(EXAMPLES / "expert_data_parallel.plan", decode("local", 8), False, {"ranks": "2"}, "moe", MOE),
+    Case(TP, decode("local", 2), False, {"tp": "2"}, args=WIDE),
+    Case(GRID, prefill("local", 4, 64), False, {"dp": "2", "tp": "1"}, args=WIDE),
+)  # fmt: skip
+"""Twelve that were looked at while the model was made, and more that were not."""

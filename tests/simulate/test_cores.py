@@ -1,0 +1,95 @@
+"""Ranks that share cores: who computes waits while there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plancc.simulate.cores import Cores
+from plancc.simulate.engine import Call, Engine, Slots
+from plancc.simulate.forms import Actor
+from plancc.simulate.script import Item, Label, Message
+
+
+def work(seconds: float) -> Item:
+    return Item("work", Label("matmul", "matmul"), seconds)
+
+
+def meet(seconds: float, group: Sequence[int], parts: str = "tp") -> Item:
+    return Item("meet", Label("all_reduce", "all_reduce"), seconds, tuple(group), parts)
+
+
+def engine(items: Sequence[Sequence[Item]], cores: int, homes: Sequence[int] = ()) -> Engine:
+    actors = [Actor(f"rank {n}", (n,)) for n in range(len(items))]
+    rounds: list[list[Slots]] = [[[[Call("step", {"step": tuple(row)})]]] for row in items]
+    shared = Cores(cores, homes or [0] * len(items)) if cores else None
+    return Engine(actors, rounds, cores=shared)
+
+
+def test_a_core_is_given_to_who_comes_first() -> None:
+    cores = Cores(2, [0, 0, 0, 1])
+    assert cores.take(0, 1.0, 4.0) == 1.0
+    assert cores.take(1, 0.0, 2.0) == 0.0
+    assert cores.take(2, 1.5, 1.0) == 2.0  # the second core, when it is free
+    assert cores.take(3, 0.0, 1.0) == 0.0  # on a node of its own
+    assert cores.take(0, 0.0, 1.0, wanted=5) == 5.0  # all there are
+
+
+def test_what_became_free_last_is_taken() -> None:
+    """The core that is free at 0 stays for who comes at 0."""
+    cores = Cores(2, [0, 0])
+    cores.take(0, 0.0, 3.0)
+    assert cores.take(0, 3.0, 1.0) == 3.0
+    assert cores.take(1, 0.0, 2.0) == 0.0
+
+
+def test_ranks_by_turns_take_the_sum() -> None:
+    """Three ranks of 2, 3 and 4 seconds on one core, then a collective of one second: 10."""
+    rows = [[work(seconds), meet(1, (0, 1, 2))] for seconds in (2, 3, 4)]
+    assert engine(rows, 1).run() == 10
+    assert engine(rows, 3).run() == 5
+    assert engine(rows, 0).run() == 5
+
+
+def test_four_ranks_on_two_cores_take_twice_as_long() -> None:
+    rows = [[work(3)] for _ in range(4)]
+    run = engine(rows, 2)
+    assert run.run() == 6
+    assert [process.tally.busy for process in run.processes] == [3, 3, 3, 3]
+    waits = sorted(s.end - s.begin for p in run.processes for s in p.spans if s.kind == "wait")
+    assert waits == [3, 3]
+
+
+def test_collectives_of_two_pairs_share_the_cores() -> None:
+    """Each pair keeps both cores busy for 2 seconds: the second pair waits for the first."""
+    rows = [[meet(2, pair)] for pair in ((0, 1), (0, 1), (2, 3), (2, 3))]
+    assert engine(rows, 2).run() == 4
+    assert engine(rows, 4).run() == 2
+
+
+def test_messages_take_a_core_too() -> None:
+    """One second on the link, one of latency, all on the only core, which a third rank wants for 5."""
+    send = Item("send", Label("x", "exchange"), edge=0, messages=(Message(1, "a", 1, 1, 8),))
+    take = Item("recv", Label("x", "exchange"), edge=0, messages=(Message(0, "b", 1, 1, 8),))
+    assert engine([[send], [take], [work(5)]], 1).run() == 7
+    assert engine([[send], [take], [work(5)]], 2).run() == 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.floats(0.1, 5), max_size=5), min_size=1, max_size=6), st.integers(1, 4))
+def test_no_more_compute_at_a_time_than_there_are_cores(
+    rows: list[list[float]], cores: int
+) -> None:
+    run = engine([[work(s) for s in row] for row in rows], cores)
+    whole = run.run()
+    spans = [s for process in run.processes for s in process.spans if s.kind == "matmul"]
+    for at in [s.begin for s in spans]:
+        assert sum(s.begin <= at < s.end for s in spans) <= cores
+    total, longest = sum(map(sum, rows)), max(map(sum, rows))
+    assert whole >= max(longest, total / cores) - 1e-9
+    assert whole <= total + 1e-9
+    if len(rows) <= cores:
+        assert whole == pytest.approx(longest)
