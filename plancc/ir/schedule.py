@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from plancc.dsl.errors import Bug
 
@@ -42,6 +43,10 @@ class Schedule:
     virtual: int
     batches: int
     name: str
+
+    def __hash__(self) -> int:
+        """That of its sizes: rows are long, and few schedules have the same."""
+        return hash((self.stages, self.virtual, self.batches, self.name))
 
     @property
     def chunks(self) -> int:
@@ -210,6 +215,7 @@ def timeline(schedule: Schedule, costs: Mapping[str, int] = COSTS) -> tuple[tupl
     return tuple(map(tuple, clock.ends))
 
 
+@lru_cache(maxsize=8)
 def merged_order(schedule: Schedule) -> tuple[Action, ...]:
     """All actions in one order that every rank and every wait agrees with: by the time of beginning.
 

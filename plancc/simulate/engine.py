@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from plancc.dsl.errors import Bug
 from plancc.simulate.cores import Cores
 from plancc.simulate.forms import COMMUNICATION, COMPUTE, Actor, Span
-from plancc.simulate.script import Item, Message, Script
+from plancc.simulate.script import Item, Script, by_link
+from plancc.simulate.stretches import Stretch
 
 Fact = tuple[object, ...]
 """What others wait for: that all came to a collective, that a message was sent, that a call ended."""
@@ -207,6 +208,8 @@ class Engine:
             yield ()  # cores are given away in the order of time
         if item.kind == "work":
             self.work(number, item, call)
+        elif item.kind == "alone":
+            self.alone(number, item)
         elif item.kind == "meet":
             fact = self.arrive(number, item, process.clock, "")
             yield (fact,)
@@ -249,6 +252,19 @@ class Engine:
         kind = item.label.kind
         tally.kinds[kind] = tally.kinds.get(kind, 0.0) + item.seconds
         self.note(number, COMPUTE, item, call, begin, process.clock)
+
+    def alone(self, number: int, item: Item) -> None:
+        """Compute, and communicate within the actor."""
+        process, tally, made = self.processes[number], self.processes[number].tally, item.parts
+        assert isinstance(made, Stretch)
+        process.clock += item.seconds
+        tally.busy += made.busy
+        tally.moving += made.moving
+        tally.exposed += made.moving
+        tally.sent += item.label.bytes
+        tally.flops += item.label.flops
+        for kind, seconds in made.kinds:
+            tally.kinds[kind] = tally.kinds.get(kind, 0.0) + seconds
 
     def arrive(self, number: int, item: Item, clock: float, stream: str) -> Fact:
         """Come to a collective; the fact that is told once all have."""
@@ -377,11 +393,3 @@ class Engine:
     def spans_of(self, number: int) -> list[Span]:
         """What an actor did so far."""
         return self.processes[number].spans
-
-
-def by_link(messages: Sequence[Message]) -> Mapping[str, float]:
-    """Link -> the seconds for which messages keep it busy."""
-    found: dict[str, float] = {}
-    for message in messages:
-        found[message.link] = found.get(message.link, 0.0) + message.busy
-    return found

@@ -78,8 +78,9 @@ def rank_actions(program: RankProgram, programs: ProgramSet) -> list[Action]:
     """What a rank runs in one step, as the runner orders it."""
     row: dict[str, Any] = {"microbatches": programs.microbatches, "turns": programs.turns}
     if programs.schedule is not None:
+        mine = frozenset(section.chunk for section in program.sections)
         order = merged_order(programs.schedule)
-        row["schedule"] = {"order": [(a.kind, a.chunk, a.batch) for a in order]}
+        row["schedule"] = {"order": [(a.kind, a.chunk, a.batch) for a in order if a.chunk in mine]}
     sections = [{"kind": s.kind, "chunk": s.chunk} for s in program.sections]
     return actions_of(row, {"sections": sections})
 

@@ -105,7 +105,7 @@ class Item:
     `kind`: "work" (takes `seconds`), "meet" (a collective with the actors `group`), "start" (the same on the
     stream for communication; `last`: only for the last micro-batch), "await" (of the move `handle`), "send",
     "recv" (of transfer `edge`), "pause" (the other micro-batches have their turn), "mark" (nothing but
-    memory). `delta` are bytes that it takes or gives back.
+    memory), "alone" (see `stretches`: `parts` are a Stretch). `delta` are bytes that it takes or gives back.
     """
 
     kind: str
@@ -347,3 +347,11 @@ def gathered(items: Sequence[Item]) -> list[Item]:
 def like(a: Label, b: Label) -> bool:
     """Whether two works may be shown as one."""
     return (a.path, a.kind, a.line) == (b.path, b.kind, b.line)
+
+
+def by_link(messages: Sequence[Message]) -> Mapping[str, float]:
+    """Link -> the seconds for which messages keep it busy."""
+    found: dict[str, float] = {}
+    for message in messages:
+        found[message.link] = found.get(message.link, 0.0) + message.busy
+    return found

@@ -18,6 +18,7 @@ from plancc.simulate.phases import FUNCTIONS, inference_rounds, micro_batches, t
 from plancc.simulate.place import Place, Sizes, owned_parts
 from plancc.simulate.routing import EVEN, Routing
 from plancc.simulate.script import Hardware, Item, Label, Script, Writer
+from plancc.simulate.stretches import stretched
 from plancc.simulate.traffic import MOST, traffic
 from plancc.simulate.verbs import ProgramVerbs
 from plancc.simulate.work import ProgramWork
@@ -142,10 +143,14 @@ class Simulation:
                 f"{FUNCTIONS['W']}_{chunk}": tuple(self.weights_later(rank, chunk, found))
                 for chunk, found in work.later(place).items()
             }
-            return {**script, **late, "optimizer": (self.optimizer(program, place),)}
-        host = self.hardware.host(rank, "step")
-        around = (Item("work", Label("step", "compute"), host),) if host else ()
-        return {**script, "step": (*around, *script.get("step", ()))}
+            script = {**script, **late, "optimizer": (self.optimizer(program, place),)}
+        else:
+            host = self.hardware.host(rank, "step")
+            around = (Item("work", Label("step", "compute"), host),) if host else ()
+            script = {**script, "step": (*around, *script.get("step", ()))}
+        if self.spans or self.hardware.cores:  # who shares cores is alone nowhere
+            return script
+        return {name: stretched(number, items) for name, items in script.items()}
 
     def cores(self, actors: Sequence[Actor]) -> Cores | None:
         """The cores that ranks of a node share; None where every device computes on its own."""

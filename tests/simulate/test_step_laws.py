@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plancc.simulate.rows import make_row
+from plancc.simulate.step import Inputs, Simulation
 from plancc.simulate.subject import Subject, open_subject
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -123,3 +124,27 @@ def test_a_rank_of_many_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert together.seconds == pytest.approx(alone.seconds, rel=1e-9)
     assert together.bytes_sent == alone.bytes_sent
     assert together.comm_share == pytest.approx(alone.comm_share, rel=1e-9)
+
+
+@pytest.mark.parametrize(("few", "hardware"), [(1, ()), (64, ()), (64, ("cores=3",))])
+@pytest.mark.parametrize(("name", "phase"), EVERY)
+def test_without_a_timeline_all_figures_are_the_same(
+    name: str, phase: str, few: int, hardware: tuple[str, ...]
+) -> None:
+    """Stretches of what an actor does by itself take the time and count the bytes of their parts."""
+    found = subject(name, *hardware)
+    unit = found.unit(phase, 16, 32)
+    outcomes = []
+    for spans in (True, False):
+        assert unit.programs is not None
+        one = Simulation(unit.programs, found.compiled.world, found.hardware, few=few, spans=spans)
+        outcomes.append(one.run(Inputs(16, 32)))
+    whole, short = outcomes
+    assert short.seconds == pytest.approx(whole.seconds, rel=1e-9)
+    assert not short.timeline.spans and whole.timeline.spans
+    for a, b in zip(whole.tallies, short.tallies, strict=True):
+        assert (a.sent, a.flops) == (b.sent, b.flops)
+        assert b.kinds == pytest.approx(a.kinds, rel=1e-9)
+        assert [b.busy, b.moving, b.exposed] == pytest.approx(
+            [a.busy, a.moving, a.exposed], rel=1e-9
+        )
