@@ -7,8 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from plancc.cli.options import add_json, add_plan_options, complain, print_json, user_errors
-from plancc.cli.simulate import add_hardware_options, numbers
+from plancc.cli.options import (
+    add_hardware_options,
+    add_json,
+    add_plan_options,
+    complain,
+    print_json,
+    user_errors,
+)
+from plancc.cli.simulate import numbers
 
 METRICS = ("tpot", "ttft", "step", "tps", "memory", "time")
 THE_ONE = "*"

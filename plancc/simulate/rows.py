@@ -80,6 +80,10 @@ def make_row(
     unit = subject.unit(phase, batch, seq_len)
     rooms = subject.rooms(unit, batch, seq_len)
     assert unit.programs is not None
+    if phase == "train" and batch < unit.programs.microbatches:
+        raise SimulateError(
+            f"a batch of {batch} has fewer sequences than {unit.programs.microbatches} micro-batches"
+        )
     count = min(batch, microbatches or unit.programs.microbatches)
     common: dict[str, Any] = {
         "plan": subject.plan.name, "phase": phase, "batch": batch, "seq_len": seq_len,

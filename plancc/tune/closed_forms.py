@@ -73,7 +73,7 @@ def product(flops: float, size: float, rates: Rates) -> float:
 
 
 def attention_seconds(
-    figures: Figures, rates: Rates, phase: str, batch: int, seq_len: int, devices: float
+    figures: Figures, rates: Rates, phase: str, batch: float, seq_len: int, devices: float
 ) -> float:
     """Seconds of attention and its projections in one layer, the batch cut over `devices`.
 
@@ -92,7 +92,7 @@ def attention_seconds(
 
 
 def expert_seconds(
-    figures: Figures, rates: Rates, phase: str, batch: int, seq_len: int, devices: float
+    figures: Figures, rates: Rates, phase: str, batch: float, seq_len: int, devices: float
 ) -> float:
     """Seconds of the experts of one layer, cut over `devices`, with an even router.
 
@@ -107,14 +107,21 @@ def expert_seconds(
 
 
 def balance(
-    figures: Figures, rates: Rates, phase: str, batch: int, seq_len: int, devices: int
-) -> Balance:
-    """The split of `devices` (2 or more) at which attention takes as long as the experts."""
+    figures: Figures, rates: Rates, phase: str, batch: int, seq_len: int, devices: int,
+    turns: int = 1,
+) -> Balance:  # fmt: skip
+    """The split of `devices` (2 or more) at which attention takes as long as the experts.
+
+    With `turns` micro-batches both read their weights as many times.
+    """
 
     def seconds(attention: float) -> tuple[float, float]:
         """What both take if attention has so many devices."""
-        given = (figures, rates, phase, batch, seq_len)
-        return attention_seconds(*given, attention), expert_seconds(*given, devices - attention)
+        given = (figures, rates, phase, batch / turns, seq_len)
+        return (
+            turns * attention_seconds(*given, attention),
+            turns * expert_seconds(*given, devices - attention),
+        )
 
     def fullest(attention: int) -> tuple[float, float]:
         """The same, with the experts of the fullest device."""

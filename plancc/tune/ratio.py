@@ -74,7 +74,7 @@ def ratio_of(bench: Bench, trail: Trail, number: int, meshes: Sequence[str], cas
     most = max(sum(key) for key in groups)
     splits = splits_of(groups, number)
     fewer = sum(len(attempts) for key, attempts in groups.items() if sum(key) < most)
-    closed = closed_form(bench, splits[0].attempt, case, most) if most >= GROUPS else None
+    closed = closed_form(bench, splits[0], case, most) if most >= GROUPS else None
     return Ratio(case, most, splits, fewer, closed)
 
 
@@ -112,14 +112,15 @@ def grouped(
     return found
 
 
-def closed_form(bench: Bench, attempt: Attempt, case: Case, devices: int) -> Balance:
-    """The balance of the model on the devices of one setting."""
-    resolved, report = load_plan(bench.plan, {**bench.fixed, **dict(attempt.sets)})
+def closed_form(bench: Bench, split: Split, case: Case, devices: int) -> Balance:
+    """The balance of the model on the devices and with the micro-batches of one setting."""
+    resolved, report = load_plan(bench.plan, {**bench.fixed, **dict(split.attempt.sets)})
     assert resolved is not None
     subject = bench.subject(bench.compiled(resolved, report))
     figures = figures_of(subject.compiled.named, resolved)
     rates = rates_of(subject.hardware, figures.dtype)
-    return balance(figures, rates, case.phase, case.batch, case.seq_len, devices)
+    turns = split.row.microbatches
+    return balance(figures, rates, case.phase, case.batch, case.seq_len, devices, turns)
 
 
 def fitting(attempt: Attempt, number: int) -> Row:

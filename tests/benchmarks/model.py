@@ -1,8 +1,8 @@
 """How far predictions of the simulator are off on this machine: steps predicted, and steps run for real.
 
-`python -m tests.benchmarks.model measure FILE` calibrates (unless clusters are given: `--clusters FOLDER` with
-local.json and gloo.json) and runs all steps; what was measured goes into FILE. `... table FILE CLUSTERS` predicts
-the steps of such a file again, and prints the table.
+`python -m tests.benchmarks.model measure FILE` calibrates (unless clusters are given: `--clusters FOLDER`
+with local.json and gloo.json) and runs all steps; what was measured goes into FILE. `... table FILE CLUSTERS`
+predicts the steps of such a file again, and prints the table.
 """
 
 from __future__ import annotations

@@ -82,10 +82,11 @@ def test_wrong_plans_are_reported() -> None:
 
 
 UNITS = st.sampled_from(["B", "KB", "MB", "GB", "TB", "KiB", "GiB"])
+TIMES = st.sampled_from(["ns", "ms", "s", "min", "h"])
 QUANTITIES = st.one_of(
     st.builds(lambda n, unit: f"{n}{unit}", st.integers(0, 10**6), UNITS),
     st.builds(lambda n, unit: f"{n / 8}{unit}/s", st.integers(0, 10**6), UNITS),
-    st.builds(lambda n, unit: f"{n / 4}{unit}", st.integers(0, 10**6), st.sampled_from(["ns", "ms", "s", "min", "h"])),
+    st.builds(lambda n, unit: f"{n / 4}{unit}", st.integers(0, 10**6), TIMES),
     st.builds(lambda n: f"{n / 8}%", st.integers(0, 1000)),
 )  # fmt: skip
 

@@ -94,6 +94,18 @@ def test_training_balances_where_prefill_does() -> None:
     assert training.seconds == pytest.approx([3 * s for s in forward.seconds])
 
 
+def test_micro_batches_read_the_weights_again() -> None:
+    # Bound by reading weights (keys cost nothing): two micro-batches take twice as long.
+    rates = Rates(inf, inf, 1e12, 1e18)
+    once, twice = (balance(MOE, rates, "decode", 1024, 2048, 16, turns) for turns in (1, 2))
+    assert twice.whole == once.whole
+    assert twice.seconds == pytest.approx([2 * s for s in once.seconds], rel=1e-3)
+    # Where the cache decides, attention does not take longer, so the experts need more devices.
+    slow = Rates(inf, inf, 1e12, 1e12)
+    once, twice = (balance(MOE, slow, "decode", 1024, 2048, 16, turns) for turns in (1, 2))
+    assert twice.experts > once.experts
+
+
 def test_decode_reads_the_cache_and_the_experts_that_are_used() -> None:
     rates = Rates(inf, inf, 1e12, 2e12)
     # 1 sequence of 1000 tokens: 16.384 MB of cache at 2 TB/s over 2 devices, 134 MB of projections.

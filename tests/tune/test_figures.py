@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import EXPERTS, MODEL, TINY, toy
 from torch import Tensor, nn
+from toy_cluster import EXPERTS, MODEL, TINY, toy
 
 from plancc.compiler import compile_graph
 from plancc.dsl import load_plan

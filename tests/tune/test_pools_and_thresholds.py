@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 
 import pytest
-from conftest import toy
+from toy_cluster import toy
 
 from plancc.dsl import load_plan
 from plancc.dsl.declared import declared_params

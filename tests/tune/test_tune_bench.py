@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import toy
+from toy_cluster import toy
 
 from plancc.compiler import compile_graph
 from plancc.dsl import load_plan
@@ -126,6 +126,25 @@ def test_a_length_that_the_plan_does_not_admit_has_no_row(written: Write, graph:
     (reason,) = facts["cases"][0]["counts"]["not_simulated"]
     assert reason == "seq_len = 64 is outside 1..32, the plan's range"
     assert facts["best"] is None
+
+
+def test_a_batch_with_too_few_sequences_for_its_micro_batches_has_no_row(
+    written: Write, graph: Graph
+) -> None:
+    text = GRID.replace("param tp = 1 in 1..8", "param m = 2 in [2, 8]\nparam tp = 1 in 1..1")
+    text = text.replace("dp = 1 in 1..8", "pp = 1 in 1..1").replace("dp = dp", "pp = pp")
+    text = text.replace("{ split batch over dp }", "").replace(
+        "place layers", "place layers.* { split layers over pp }\nplace layers", 1
+    )
+    text += (
+        'model m1 { mode = train }\npipeline over base.pp { schedule = "1F1B"; microbatches = m }\n'
+    )
+    bench, trail = searched(written(text), graph, toy(), Case("train", 4, 64))
+    facts = search_facts(bench, trail, METRICS["time"], [()])
+    assert facts["cases"][0]["counts"]["not_simulated"] == {
+        "a batch of 4 has fewer sequences than 8 micro-batches": 1
+    }
+    assert best(trail)["m"] == "2"
 
 
 def test_settings_that_make_the_same_plan_are_lowered_once(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EXPERTS, MODEL, TINY, cluster_data
+from toy_cluster import EXPERTS, MODEL, TINY, cluster_data
 
 from plancc.cli.main import main
 from plancc.tune.report import KEYS
@@ -126,6 +126,11 @@ def test_every_key_of_the_document_is_explained(say: Say) -> None:
     memory = [max(row["row"]["memory_gb"].values()) for row in case["front"]]
     assert times == sorted(times) and memory == sorted(memory, reverse=True)
     assert facts["best"]["meshes"] == {"base": int(case["best"]["row"]["devices"])}
+
+
+def test_the_page_explains_every_key() -> None:
+    page = (Path(__file__).parents[2] / "plancc" / "tune" / "README.md").read_text()
+    assert all(f"| `{key}` | {text} |" in page for key, text in KEYS.items())
 
 
 def test_several_cases_have_a_best_each_and_one_together(say: Say) -> None:
