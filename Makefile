@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TORCH  := torch>=2.11,<2.14
 
-.PHONY: help demo papers test test-slow bench lint clean
+.PHONY: help demo papers test test-slow bench check-model lint clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,9 @@ test-slow: $(STAMP)  ## the slow tests: thousands of random plans, the true widt
 
 bench: $(STAMP)  ## the tables of tests/benchmarks
 	$(BIN)/python -m tests.benchmarks
+
+check-model: $(STAMP)  ## calibrate, predict steps and run them for real: the table of errors
+	$(BIN)/python -m tests.benchmarks model
 
 lint: $(STAMP)   ## ruff and mypy
 	$(BIN)/python -m ruff check .

@@ -101,19 +101,12 @@ def _there_and_back(comm: Comm, view: View, count: int) -> Callable[[], object]:
     dims = [view.dim("rows", count)]
     first, second = (Members(f"rank {rank}", "base", (rank,)) for rank in range(2))
 
-    def to_second() -> object:
-        if view.rank == 0:
-            return comm.send(x, first, dims, second, dims, AT)
-        return comm.recv(x.dtype, first, dims, second, dims, AT)
-
-    def to_first() -> object:
-        if view.rank == 1:
-            return comm.send(x, second, dims, first, dims, AT)
-        return comm.recv(x.dtype, second, dims, first, dims, AT)
-
     def both() -> None:
-        to_second()
-        to_first()
+        for giver, source, target in ((0, first, second), (1, second, first)):
+            if view.rank == giver:
+                comm.send(x, source, dims, target, dims, AT)
+            else:
+                comm.recv(x.dtype, source, dims, target, dims, AT)
 
     return both
 

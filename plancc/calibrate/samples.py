@@ -81,7 +81,8 @@ def compiled(model: Decoder, training: bool, home: Path, plan_text: str = ALONE)
     built = api.compile(
         plan, model, home / "artifact", verify=False, for_="train" if training else "infer"
     )
-    programs, probed = {}, {}
+    programs: dict[tuple[str, int], RankProgram] = {}
+    probed: dict[tuple[str, int], Path] = {}
     for unit in built.compiled.units:
         assert unit.programs is not None
         phase = unit.graph.phase

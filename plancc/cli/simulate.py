@@ -56,6 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--summary", action="store_true", help="draw who computes, moves and waits, for every row"
     )
+    parser.add_argument(
+        "--check", nargs="?", const="local", choices=("local", "gloo", "nccl"), metavar="BACKEND",
+        help="also run the steps for real on this machine (default: local), which the cluster should be "
+        "a file of: see calibrate",
+    )  # fmt: skip
     add_trace(parser)
     add_json(parser)
 
@@ -75,6 +80,11 @@ def run(args: argparse.Namespace) -> int:
     missing = [plan for plan in args.plans if not Path(plan).is_file()]
     if missing:
         return complain(f"{missing[0]} does not exist")
+    if args.check and (args.dtype or args.microbatches):
+        return (
+            complain("--check runs plans and models as they are: no --dtype, --microbatches") and 2
+        )
+    args.lockstep = args.lockstep or bool(args.check)
     try:
         return simulate(args)
     except SimulateError as problem:
@@ -109,17 +119,22 @@ def simulate(args: argparse.Namespace) -> int:
         ]
     assumptions = said(args, subjects)
     write_shown(args, points, assumptions)
+    paths = dict(zip(map(id, subjects), args.plans, strict=True))
+    checks = checked(args, [(paths[id(subject)], row) for subject, row, _ in points])
     if args.json:
         print_json({
             "predicted": True, "cluster": args.cluster, "rows": [row.json() for row in rows],
             "crossings": [as_json(c) for c in found], "utilisation": UTILISATION,
             "assumptions": assumptions,
+            **({"measured": [one.truth.json() for one in checks]} if args.check else {}),
         })  # fmt: skip
         return 0 if all(row.fits for row in rows) else 1
     print(f"predicted, on {args.cluster}")
     print(table(rows))
     for subject, _, outcome in points if args.summary else ():
         print_summary(subject, outcome)
+    for text in map(str, checks):
+        print(text)
     for c in found:
         print(
             f"{c.phase}, batch {c.batch}: {c.faster} is faster than {c.slower} from seq_len "
@@ -130,6 +145,16 @@ def simulate(args: argparse.Namespace) -> int:
     for text in assumptions:
         print(f"note: {text}")
     return 0 if all(row.fits for row in rows) else 1
+
+
+def checked(args: argparse.Namespace, rows: list[tuple[str, Any]]) -> list[Any]:
+    """Plans and their rows, run for real on this machine if that is asked for."""
+    if not args.check:
+        return []
+    from plancc.calibrate.check import run_row
+
+    sets, model_args = dict(args.sets), dict(args.model_args)
+    return [run_row(row, args.check, plan, args.model, sets, model_args) for plan, row in rows]
 
 
 def usual_length(subject: Any) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from plancc.simulate.script import Message
+
 
 class Cores:
     """When each core of each node is free; `homes` has the node of each actor.
@@ -14,6 +16,14 @@ class Cores:
     def __init__(self, count: int, homes: Sequence[int]) -> None:
         self.homes = homes
         self.free = {node: [0.0] * count for node in dict.fromkeys(homes)}
+
+    def handling(self, messages: Sequence[Message], seconds: float) -> float:
+        """Seconds on a core that messages take, of which links say `seconds`.
+
+        Where ranks take turns on one core, nothing of a message passes beside the others.
+        """
+        turns = all(len(free) == 1 for free in self.free.values())
+        return sum(m.latency + m.busy for m in messages) if turns else seconds
 
     def take(self, actor: int, begin: float, seconds: float, wanted: int = 1) -> float:
         """Keep `wanted` cores (at most all) busy for `seconds`, from `begin` on or later: when it begins.

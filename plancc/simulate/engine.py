@@ -355,7 +355,8 @@ class Engine:
             end = max(end, taken)
         seconds = max(m.latency for m in item.messages) + sum(m.busy for m in item.messages)
         if self.cores is not None:
-            end = seconds + self.cores.take(number, end - seconds, seconds)
+            seconds = self.cores.handling(item.messages, seconds)
+            end = max(end, seconds + self.cores.take(number, end - seconds, seconds))
         process.tally.moving += seconds
         last = max(pairs, key=lambda pair: self.facts[pair[0]] + pair[1].latency)[1]
         self.finish(number, item, call, end, seconds, self.waiting_for(last.peer))

@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [compile] [rank] [training] [published] [--write]`: run all, or those named.
+"""`python -m tests.benchmarks [compile] [rank] [training] [published] [model] [--write]`: run all, or some.
 
 --write puts their tables into README.md; the tables of others stay as they are.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import published, training
+from tests.benchmarks import model, published, training
 from tests.benchmarks.compile_speed import CASES
 
 HERE = Path(__file__).parent
@@ -99,6 +99,7 @@ def published_section() -> list[str]:
 SECTIONS: dict[str, Callable[[], list[str]]] = {
     "compile": compile_section, "rank": rank_section, "training": training_section,
     "published": published_section,
+    "model": lambda: model.section("--write" in sys.argv),
 }  # fmt: skip
 
 

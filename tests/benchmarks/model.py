@@ -1,8 +1,7 @@
 """How far predictions of the simulator are off on this machine: steps predicted, and steps run for real.
 
-`python -m tests.benchmarks.model measure FILE` calibrates (unless clusters are given: `--clusters FOLDER`
-with local.json and gloo.json) and runs all steps; what was measured goes into FILE. `... table FILE CLUSTERS`
-predicts the steps of such a file again, and prints the table.
+`python -m tests.benchmarks model` does all of it; `python -m tests.benchmarks.model table` predicts again the
+steps that were measured last.
 """
 
 from __future__ import annotations
@@ -13,11 +12,12 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from plancc.calibrate.check import Checked, predict, score, seconds_of
-from plancc.calibrate.machine import this_machine
+from plancc.calibrate.machine import Machine, this_machine
 from plancc.calibrate.measure import calibrate, save
 from plancc.calibrate.point import Truth
 from plancc.calibrate.request import Request
@@ -33,6 +33,7 @@ from tests.benchmarks.model_cases import CASES, Case
 HERE = Path(__file__).parent
 KEPT = HERE / "model"
 BACKENDS = ("local", "gloo")
+PARTS = {True: "looked at while the model was made", False: "not looked at"}
 
 
 def clusters_here(folder: Path) -> None:
@@ -92,26 +93,62 @@ def table(cases: Sequence[Case], measured: Mapping[str, Any], folder: Path) -> l
         "| step | predicted ms | measured ms (quartiles apart) | error |",
         "| --- | --- | --- | --- |",
     ]
-    for known, title in ((True, "looked at while the model was made"), (False, "not looked at")):
-        mine = [(case, one) for case, one in found if case.known == known]
-        if not mine:
-            continue
+    for known, title in PARTS.items():
+        mine = [one for case, one in found if case.known == known]
         lines.append(f"| **{title}** | | | |")
-        for _, one in mine:
-            lines.append(
-                f"| {one.name} | {one.predicted * 1e3:.1f} | {one.measured * 1e3:.1f} "
-                f"({one.truth.seconds.noise:.0%}) | {one.error:+.0%} |"
-            )
-        result = score([one for _, one in mine])
-        lines.append(
-            f"| mean of {result.steps}, absolute | | | {result.mean:.1%} (worst {result.worst:.0%}) |"
-        )
+        lines += [row_of(one) for one in mine]
+        lines.append(f"| mean of {len(mine)} | | | {error_text(mine)} |")
     whole = score([one for _, one in found])
-    lines += [
+    return [
+        *lines,
         "",
         f"Order kept in {whole.ordered} of {whole.pairs} pairs of plans that do the same work.",
     ]
-    return lines
+
+
+def row_of(one: Checked) -> str:
+    """A line of the table."""
+    noise = f"{one.truth.seconds.noise:.0%}"
+    return (
+        f"| {one.name} | {one.predicted * 1e3:.1f} | {one.measured * 1e3:.1f} ({noise}) "
+        f"| {one.error:+.0%} |"
+    )
+
+
+def error_text(mine: Sequence[Checked]) -> str:
+    """The mean absolute error of some steps, and the worst."""
+    if not mine:
+        return "none"
+    result = score(mine)
+    return f"{result.mean:.1%}, worst {result.worst:.0%}"
+
+
+def section(keep: bool) -> list[str]:
+    """Calibrate, run all steps, predict them: the table. `keep`: leave files and figures in KEPT."""
+    with ExitStack() as stack:
+        folder = KEPT if keep else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        clusters_here(folder)
+        write(truths(CASES), folder)
+        return told(folder)
+
+
+def told(folder: Path) -> list[str]:
+    """The table of what was measured into a folder, and on which machine that was."""
+    measured = json.loads((folder / "truth.json").read_text())
+    machine = Machine(**measured["machine"])
+    about = (
+        "Steps that `plancc simulate` predicts with cluster files of `plancc calibrate`, against the same "
+        f"steps run for real; steps were {machine.about}, load {machine.load:.1f} before:"
+    )
+    return [about, "", *table(CASES, measured, folder)]
+
+
+def write(found: Mapping[str, Any], folder: Path) -> None:
+    """Keep what was measured, whole or not at all."""
+    path = folder / "truth.json"
+    aside = path.with_suffix(f".{os.getpid()}.part")
+    aside.write_text(json.dumps(found, indent=1) + "\n")
+    aside.replace(path)
 
 
 def tell(text: str) -> None:
@@ -121,28 +158,24 @@ def tell(text: str) -> None:
 
 
 def main() -> None:
-    """Measure or tell."""
-    parser = argparse.ArgumentParser()
+    """One of the parts of `section`, on the files of a folder."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("what", choices=("calibrate", "measure", "table"))
     parser.add_argument(
-        "--folder", type=Path, default=KEPT, help="local.json, gloo.json and truth.json"
+        "--folder", type=Path, default=KEPT, help="of local.json, gloo.json, truth.json"
     )
-    parser.add_argument("--only", default="", help="steps whose names contain this")
+    parser.add_argument("--only", default="", help="measure the steps whose names contain this")
     args = parser.parse_args()
-    cases = [case for case in CASES if args.only in case.name]
-    path = args.folder / "truth.json"
     if args.what == "calibrate":
         clusters_here(args.folder)
     elif args.what == "measure":
-        found = truths(cases)
-        if path.exists() and args.only:
-            kept = json.loads(path.read_text())
+        found = truths([case for case in CASES if args.only in case.name])
+        if args.only:
+            kept = json.loads((args.folder / "truth.json").read_text())
             found["steps"] = {**kept["steps"], **found["steps"]}
-        aside = path.with_suffix(f".{os.getpid()}.part")
-        aside.write_text(json.dumps(found, indent=1) + "\n")
-        aside.replace(path)
+        write(found, args.folder)
     else:
-        print("\n".join(table(cases, json.loads(path.read_text()), args.folder)))
+        print("\n".join(told(args.folder)))
 
 
 if __name__ == "__main__":

@@ -78,6 +78,18 @@ def test_messages_take_a_core_too() -> None:
     assert engine([[send], [take], [work(5)]], 2).run() == 5
 
 
+def test_by_turns_the_messages_of_a_receive_add_up() -> None:
+    """Two messages of two seconds each: beside each other on two cores, one after the other on one."""
+    sends = [
+        [Item("send", Label("x", "exchange"), edge=0, messages=(Message(2, f"a{n}", 2, 0, 8),))]
+        for n in range(2)
+    ]
+    both = tuple(Message(n, "b", 2, 0, 8) for n in range(2))
+    rows = [*sends, [Item("recv", Label("x", "exchange"), edge=0, messages=both)]]
+    assert engine(rows, 1).run() == 4
+    assert engine(rows, 2).run() == 2
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.floats(0.1, 5), max_size=5), min_size=1, max_size=6), st.integers(1, 4))
 def test_no_more_compute_at_a_time_than_there_are_cores(
