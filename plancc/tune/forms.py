@@ -126,14 +126,17 @@ def peak_bytes(row: Row) -> float:
 
 
 def joint(metric: Metric) -> Cost:
-    """What an attempt costs in all cases: the (log of the) geometric mean; infinity unless all fit."""
+    """What an attempt costs in all cases, in their geometric mean; infinity unless all fit.
+
+    Of several cases it is the mean's logarithm, of one the cost itself, so that the least differences count.
+    """
 
     def cost(attempt: Attempt) -> float:
         """Less is better."""
         costs = [metric.of(cell) for cell in attempt.cells]
         if not costs or inf in costs:
             return inf
-        return sum(map(log, costs)) / len(costs)
+        return costs[0] if len(costs) == 1 else sum(map(log, costs)) / len(costs)
 
     return cost
 

@@ -165,9 +165,15 @@ class Walk:
             raise Over(f"--limit {seconds:g} s")
 
     def descend(self, start: Sets) -> None:
-        """Coordinate descent: the best of each knob in turn until nothing is better, exchanges included."""
+        """Coordinate descent: the best of each knob in turn until nothing is better, exchanges included.
+
+        From a start that does not fit it first goes towards the defaults until one does.
+        """
         at = start
         self.ask([at])
+        while self.cost(self.trail.tried[at]) == inf and self.trail.space.nearer(at) != at:
+            at = self.trail.space.nearer(at)
+            self.ask([at])
         while True:
             last = at
             for place in range(len(self.trail.space.knobs)):

@@ -66,6 +66,15 @@ class Space:
         ]
         return sum(map(bool, steps)), sum(steps)
 
+    def nearer(self, sets: Sets) -> Sets:
+        """One value nearer to the defaults in every knob."""
+        found = []
+        for knob, (name, text) in zip(self.knobs, sets, strict=True):
+            values = ordered(knob)
+            here, goal = values.index(text), values.index(knob.start)
+            found.append((name, values[here + (here < goal) - (here > goal)]))
+        return tuple(found)
+
     def lines(self, at: Sets) -> Iterator[list[Sets]]:
         """For each knob the settings that differ from `at` in nothing else."""
         for place, knob in enumerate(self.knobs):

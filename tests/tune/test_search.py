@@ -94,6 +94,20 @@ def test_exchanges_find_what_no_single_knob_reaches() -> None:
     assert trail.refused == {"P201": len(costs.asked) - 4}
 
 
+def test_a_start_that_is_refused_goes_towards_the_defaults() -> None:
+    # Only a + b <= 12 is taken, and the best lies on that edge, behind a ridge from the low corner.
+    space = Space(tuple(Knob(name, tuple(map(str, range(1, 11))), "1") for name in "ab"))
+    costs = Bowl({
+        tuple(t for _, t in sets): 1.0 if a == b == 6 else 5.0 - (a >= 5) * (b >= 5) + (a + b) / 100
+        for sets in space.all()
+        for a, b in [(int(sets[0][1]), int(sets[1][1]))]
+        if a + b <= 12
+    })  # fmt: skip
+    trail = search(space, costs, joint(TIME), Limits(exhaustive=0))
+    best = trail.best(joint(TIME))
+    assert best is not None and best.sets == (("a", "6"), ("b", "6")) and not trail.complete
+
+
 def test_the_limit_of_points_counts_what_was_simulated_and_is_said() -> None:
     space = Space((Knob("a", tuple("12345678"), "1"),))
     costs = Bowl({("1",): 3.0, ("4",): 2.0, ("6",): 1.0, ("8",): 9.0})

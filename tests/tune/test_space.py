@@ -82,6 +82,8 @@ def test_starts_lines_and_exchanges() -> None:
     ]  # fmt: skip
     # a up to 4 would need b below x; a down to 1 goes with b up to y.
     assert space.exchanges(at) == [(("a", "1"), ("b", "y"))]
+    assert space.nearer(at) == at
+    assert space.nearer((("a", "4"), ("b", "y"))) == at
     assert space.distance(at) == (0, 0) and space.distance((("a", "1"), ("b", "y"))) == (2, 2)
 
 
