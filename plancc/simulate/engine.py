@@ -8,7 +8,7 @@ clock is furthest behind goes on first, so that links are given away in the orde
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from plancc.dsl.errors import Bug
