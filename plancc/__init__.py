@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from plancc.api import Built, VerifyError, compile, load, train, verify
+    from plancc.api import Built, VerifyError, compile, load, simulate, train, verify
     from plancc.dsl import PlanError
     from plancc.models import ModelError
     from plancc.passes.rows import register_op
@@ -17,21 +17,23 @@ if TYPE_CHECKING:
     from plancc.runtime.failure import RankFailure
     from plancc.runtime.training.job import TrainError
     from plancc.runtime.weights import WeightsError
+    from plancc.simulator.errors import SimulateError
     from plancc.training import TrainFailed
 
 _HOME = {
-    "compile": "plancc.api", "load": "plancc.api", "train": "plancc.api",
+    "compile": "plancc.api", "load": "plancc.api", "train": "plancc.api", "simulate": "plancc.api",
     "verify": "plancc.api", "Built": "plancc.api",
     "VerifyError": "plancc.api", "PlanError": "plancc.dsl", "ModelError": "plancc.models",
     "register_op": "plancc.passes.rows", "ArtifactError": "plancc.runtime.artifact",
     "RankFailure": "plancc.runtime.failure", "WeightsError": "plancc.runtime.weights",
-    "TrainError": "plancc.runtime.training.job", "TrainFailed": "plancc.training",
+    "SimulateError": "plancc.simulator.errors", "TrainError": "plancc.runtime.training.job",
+    "TrainFailed": "plancc.training",
 }  # fmt: skip
 
 __all__ = [
-    "ArtifactError", "Built", "ModelError", "PlanError", "RankFailure", "TrainError",
-    "TrainFailed", "VerifyError", "WeightsError", "compile", "load", "register_op", "train",
-    "verify",
+    "ArtifactError", "Built", "ModelError", "PlanError", "RankFailure", "SimulateError",
+    "TrainError", "TrainFailed", "VerifyError", "WeightsError", "compile", "load", "register_op",
+    "simulate", "train", "verify",
 ]  # fmt: skip
 
 

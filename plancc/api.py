@@ -24,7 +24,7 @@ from plancc.passes.capture import capture
 from plancc.passes.derive_training import NotTrainable, logits_of, loss_kind
 from plancc.runtime.artifact import Artifact, ArtifactError, load_artifact
 from plancc.runtime.deploy import Deployment
-from plancc.verify import Verification, VerifyResult
+from plancc.verification import Verification, VerifyResult
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precision -> dtype of a model; float64 needs no programs of its own."""
@@ -225,6 +225,16 @@ def train(plan: str | Path, model: nn.Module | str | None = None, **wanted: Any)
     `train("tp.plan", model, data=["a.txt"], steps=200, lr=3e-4).losses` are the losses step by step.
     """
     from plancc.training import train as run
+
+    return run(plan, model, **wanted)
+
+
+def simulate(plan: Built | str | Path, model: nn.Module | str | None = None, **wanted: Any) -> Any:
+    """Predict a plan with `model`, or what `compile` gave, on a cluster; see plancc.simulator.ask.simulate.
+
+    `simulate("tp.plan", model, cluster="dgx_a100_16", batch=8).rows` are the predicted rows.
+    """
+    from plancc.simulator.ask import simulate as run
 
     return run(plan, model, **wanted)
 

@@ -22,7 +22,7 @@ from plancc.passes.capture import capture
 from plancc.passes.match_targets import Modules
 from plancc.passes.name_dims import name_dims
 from plancc.runtime.artifact import load_artifact
-from plancc.verify import Verification, VerifyResult
+from plancc.verification import Verification, VerifyResult
 from tests.model_zoo import ZOO
 
 ROOT = Path(__file__).parents[1]
@@ -79,7 +79,7 @@ def row(name: str, model: nn.Module, compiled: Compiled, worst: float) -> str:
 
 def count_by_kind(compiled: Compiled) -> str:
     """`4 all_reduce, 1 all_gather` of a forward step."""
-    from plancc.verify.check import count_moves
+    from plancc.verification.check import count_moves
 
     return ", ".join(f"{n} {kind}" for kind, n in count_moves(compiled.units[0]).items())
 

@@ -19,11 +19,12 @@ FLOORS = {
     "plancc/codegen": ("dsl", "ir", "codegen"),
     "plancc/balance": ("balance",),
     "runtime": ("dsl", "ir", "ops", "balance", "runtime"),
-    "plancc/verify": ("dsl", "ir", "ops", "passes", "codegen", "runtime", "verify", "compiler", "models"),
-    "plancc/simulate": (*BELOW, "simulate"),
-    "plancc/show": (*BELOW, "simulate", "show"),
-    "plancc/tune": (*BELOW, "simulate", "tune"),
-    "plancc/calibrate": (*BELOW, "simulate", "show", "calibrate"),
+    "plancc/verification": ("dsl", "ir", "ops", "passes", "codegen", "runtime", "verification",
+                            "compiler", "models"),
+    "plancc/simulator": (*BELOW, "simulator"),
+    "plancc/show": (*BELOW, "simulator", "show"),
+    "plancc/tune": (*BELOW, "simulator", "tune"),
+    "plancc/calibrate": (*BELOW, "simulator", "show", "calibrate"),
 }  # fmt: skip
 HEAVY = ("torch", "networkx", "numpy", "transformers", "sympy")
 

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 CODE = sorted(
     path
     for folder in ("dsl", "passes", "runtime", "plancc/ir", "plancc/ops", "plancc/codegen",
-                   "plancc/cli", "plancc/verify", "plancc/balance", "plancc/show", "plancc/tune",
-                   "plancc/simulate", "plancc/calibrate")
+                   "plancc/cli", "plancc/verification", "plancc/balance", "plancc/show", "plancc/tune",
+                   "plancc/simulator", "plancc/calibrate")
     for path in (ROOT / folder).rglob("*.py")
 ) + sorted((ROOT / "plancc").glob("*.py"))  # fmt: skip
 FILE_LINES, FUNCTION_LINES = 400, 60

@@ -46,7 +46,7 @@ def test_wheel_has_one_top_level_package(wheel: Path) -> None:
 def test_wheel_has_the_language_files(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"plancc/dsl/plan.lark", "plancc/dsl/codes/P303.md", "plancc/runtime/comm.py",
-            "plancc/show/page/page.html", "plancc/show/page/main.js", "plancc/verify/check.py",
+            "plancc/show/page/page.html", "plancc/show/page/main.js", "plancc/verification/check.py",
             "plancc/passes/rows/table.py", "plancc/passes/capture/capture.py"} <= names  # fmt: skip
 
 

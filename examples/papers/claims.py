@@ -9,7 +9,7 @@ from papers import page_moe as moe
 from papers.cases import TRAINED, WIDE
 from papers.look import Results, change, gain, seconds, table, times
 from papers.page_dense import LONG, PLAIN, POOLS, from_on, overtakes
-from plancc.simulate.table import number, share
+from plancc.simulator.table import number, share
 
 REACHED, AGAINST_ONE, MISSED, UNSAID = (
     "reached", "only against one micro-batch", "not reached", "nothing to predict"

@@ -20,10 +20,10 @@ from plancc.dsl.errors import PlanError
 from plancc.ir.graph import Graph
 from plancc.models import load_model
 from plancc.passes.capture import capture
-from plancc.simulate.actors import FEW
-from plancc.simulate.cluster import Cluster, read_cluster
-from plancc.simulate.rows import UTILISATION, Row, make_row
-from plancc.simulate.subject import Subject
+from plancc.simulator.actors import FEW
+from plancc.simulator.cluster import Cluster, read_cluster
+from plancc.simulator.rows import UTILISATION, Row, make_row
+from plancc.simulator.subject import Subject
 
 Record = dict[str, Any]
 Say = Callable[[str], None]

@@ -9,7 +9,7 @@ from math import exp, log
 from typing import Any
 
 from papers.cases import CASES
-from plancc.simulate.table import duration, number, share
+from plancc.simulator.table import duration, number, share
 
 Record = dict[str, Any]
 TIMES = ("tpot_s", "ttft_s", "step_s")

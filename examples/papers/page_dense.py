@@ -20,7 +20,7 @@ from papers.look import (
     times,
     tokens,
 )
-from plancc.simulate.table import share
+from plancc.simulator.table import share
 
 POOLS = ("pool", "pool2", "heads", "heads2")
 PLAIN = ("replicas", "kvp")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from papers.cases import CASES, FFNS, MOE_LENGTH, TRAINED, WIDE
 from papers.look import FULL, Record, Results, full, gain, lasts, table, times
-from plancc.simulate.table import number, share
+from plancc.simulator.table import number, share
 
 RATIOS = ("ma2", "ma2_8_8", "ma2_4_12")
 LAYOUTS = ("ma2_4x3", "ma2_2x2x3", "ma2_spare_batch", "ma2_spare")

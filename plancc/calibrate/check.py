@@ -13,9 +13,9 @@ import plancc.api as api
 from plancc.calibrate.machine import NOISY
 from plancc.calibrate.point import DECODE, PREFILL, TRAIN, WARM, Point, Truth
 from plancc.calibrate.truth import measure
-from plancc.simulate.errors import SimulateError
-from plancc.simulate.rows import Row, make_row
-from plancc.simulate.subject import Subject
+from plancc.simulator.errors import SimulateError
+from plancc.simulator.rows import Row, make_row
+from plancc.simulator.subject import Subject
 
 STEPS = {PREFILL: 9, DECODE: 25, TRAIN: 7}
 """How many steps of a phase are run."""

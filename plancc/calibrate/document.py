@@ -15,7 +15,7 @@ from plancc.calibrate.machine import Machine
 from plancc.calibrate.programs import Rows
 from plancc.calibrate.works import Timed
 from plancc.dsl.errors import Bug
-from plancc.simulate.parse_cluster import SCHEMA
+from plancc.simulator.parse_cluster import SCHEMA
 
 STREAM = 48 << 20
 """Bytes from which on a memory-bound call is said to go through memory, not caches (less, if none does)."""

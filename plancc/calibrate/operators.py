@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from plancc import ops
-from plancc.simulate.forms import Work
+from plancc.simulator.forms import Work
 
 aten = torch.ops.aten
 COLD = 128 << 20

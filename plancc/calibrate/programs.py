@@ -10,8 +10,8 @@ from plancc.calibrate.point import DECODE, PREFILL, TRAIN, Point
 from plancc.calibrate.samples import Sample
 from plancc.calibrate.toy import Width
 from plancc.ir.program import Backward, Compute
-from plancc.simulate.hardware import Hardware
-from plancc.simulate.script import as_measured, operator, python_calls, whole
+from plancc.simulator.hardware import Hardware
+from plancc.simulator.script import as_measured, operator, python_calls, whole
 
 Rows = dict[str, dict[str, list[list[float]]]]
 """Operator (or kind of work) -> dtype -> [FLOPs, bytes, seconds]."""

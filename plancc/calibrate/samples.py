@@ -15,9 +15,9 @@ from plancc.codegen.python import emit_program
 from plancc.dsl.errors import Bug
 from plancc.ir.program import Free, Instruction, RankProgram, produced
 from plancc.passes.run_programs import parts_of
-from plancc.simulate.forms import Work
-from plancc.simulate.place import Place, Sizes, owned_parts
-from plancc.simulate.work import ProgramWork
+from plancc.simulator.forms import Work
+from plancc.simulator.place import Place, Sizes, owned_parts
+from plancc.simulator.work import ProgramWork
 
 ALONE = """plan alone, edition 1
 mesh base[tp = 1] on local

@@ -41,7 +41,7 @@ from plancc.calibrate.samples import (
 from plancc.calibrate.toy import Decoder, Width
 from plancc.calibrate.truth import measure
 from plancc.runtime.view import dtype_named
-from plancc.simulate.cluster import parse_cluster
+from plancc.simulator.cluster import parse_cluster
 
 TINY = (Width(1, 16, 1, 16, 260, 16), Width(9, 16, 1, 16, 260, 16))
 WIDE = Width(2, 512, 8, 1408, 4096)

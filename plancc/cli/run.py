@@ -200,7 +200,7 @@ def under_torchrun() -> bool:
 
 def matches(args: argparse.Namespace, artifact: Any, ids: Any, tokens: list[list[int]]) -> bool:
     """Whether one device, running the captured model, gives the same tokens."""
-    from plancc.verify.one_device import greedy_tokens
+    from plancc.verification.one_device import greedy_tokens
 
     spec = args.model or artifact.manifest["model"]["spec"]
     expected = greedy_tokens(artifact, spec, dict(args.model_args), ids, args.new_tokens)

@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate every plan at every point; 1 for wrong input."""
-    from plancc.simulate.errors import SimulateError
+    from plancc.simulator.errors import SimulateError
 
     if args.crossover and (len(args.plans) != 2 or len(args.seq_len or ()) < 2):
         return complain("--crossover compares two plans between two or more --seq-len") and 2
@@ -95,9 +95,9 @@ def run(args: argparse.Namespace) -> int:
 
 def simulate(args: argparse.Namespace) -> int:
     """Open the subjects, make the rows, print them."""
-    from plancc.simulate.compare import crossings
-    from plancc.simulate.rows import UTILISATION
-    from plancc.simulate.table import table
+    from plancc.simulator.compare import crossings
+    from plancc.simulator.rows import UTILISATION
+    from plancc.simulator.table import table
 
     subjects = [opened(args, plan) for plan in args.plans]
     points = [
@@ -174,9 +174,9 @@ def as_json(crossing: Any) -> dict[str, Any]:
 def opened(args: argparse.Namespace, plan: str) -> Any:
     """One plan on the cluster."""
     from plancc.api import DTYPES
-    from plancc.simulate.cluster import read_cluster
-    from plancc.simulate.routing import EVEN, Skewed
-    from plancc.simulate.subject import open_subject
+    from plancc.simulator.cluster import read_cluster
+    from plancc.simulator.routing import EVEN, Skewed
+    from plancc.simulator.subject import open_subject
 
     cluster = read_cluster(args.cluster, Path(plan).parent).preset(args.preset)
     if args.hardware:
@@ -198,8 +198,8 @@ def phases_of(args: argparse.Namespace, subject: Any) -> list[str]:
 
 def row_at(args: argparse.Namespace, subject: Any, phase: str, batch: int, seq_len: int) -> Any:
     """The row of one point, and what was simulated for it."""
-    from plancc.simulate.compare import best_row
-    from plancc.simulate.rows import make_row
+    from plancc.simulator.compare import best_row
+    from plancc.simulator.rows import make_row
 
     spans = wanted(args) or args.summary
     if args.microbatches == "best":

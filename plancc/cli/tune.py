@@ -85,7 +85,7 @@ def count(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     """Search; 1 for wrong input, and where nothing fits."""
     from plancc.passes.derive_phases import NotCausal
-    from plancc.simulate.errors import SimulateError
+    from plancc.simulator.errors import SimulateError
     from plancc.tune.forms import TuneError
 
     wrong = usage(args)

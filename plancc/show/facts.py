@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from heapq import nlargest
 
 from plancc.show.kinds import COMMUNICATION, COMPUTE, IDLE, WAIT, kind_of
-from plancc.simulate.forms import Actor, Span, Timeline
+from plancc.simulator.forms import Actor, Span, Timeline
 
 RANK_OF = {COMPUTE: 0, COMMUNICATION: 1, WAIT: 2}
 """Which family counts where spans of several streams lie over each other: the smallest."""

@@ -15,9 +15,9 @@ from typing import Any
 
 from plancc.ir.mesh import mesh_of
 from plancc.runtime.artifact import STRIDE, Artifact
-from plancc.simulate import calls
-from plancc.simulate.forms import COMPUTE, Actor, Span, Timeline, Verb
-from plancc.simulate.traffic import given_to
+from plancc.simulator import calls
+from plancc.simulator.forms import COMPUTE, Actor, Span, Timeline, Verb
+from plancc.simulator.traffic import given_to
 
 Record = Mapping[str, Any]
 Call = Mapping[str, Any]

@@ -8,7 +8,7 @@ from typing import Any
 
 from plancc.show.facts import by_title
 from plancc.show.kinds import KINDS
-from plancc.simulate.forms import COMPUTE, Timeline
+from plancc.simulator.forms import COMPUTE, Timeline
 
 
 class Texts:

@@ -19,7 +19,7 @@ from plancc.show.html import PATTERNS, escape
 from plancc.show.kinds import KINDS, UNSEEN
 from plancc.show.pack import data_text, packed
 from plancc.show.sections import sections
-from plancc.simulate.forms import Timeline
+from plancc.simulator.forms import Timeline
 
 STYLES = ("page.css", "timeline.css")
 SCRIPTS = (

@@ -20,7 +20,7 @@ from plancc.show.facts import (
 from plancc.show.html import Cell, bar, escape, folded, number, swatch, table
 from plancc.show.kinds import COMMUNICATION, COMPUTE, IDLE, KINDS, WAIT, kind_of
 from plancc.show.units import bytes_text, count_text, share_text, time_text
-from plancc.simulate.forms import Actor, Span, Timeline
+from plancc.simulator.forms import Actor, Span, Timeline
 
 FAMILIES = {
     COMPUTE: "computing", COMMUNICATION: "exposed communication", WAIT: "waiting", IDLE: "idle",

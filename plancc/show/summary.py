@@ -19,7 +19,7 @@ from plancc.show.facts import (
 )
 from plancc.show.kinds import COMMUNICATION, COMPUTE, IDLE, KINDS, WAIT, kind_of
 from plancc.show.units import bytes_text, seconds_text, share_text, time_text
-from plancc.simulate.forms import Actor, Timeline
+from plancc.simulator.forms import Actor, Timeline
 
 MARKS = {
     "matmul": ("█", "M"), "attention": ("▓", "A"), "memory": ("▒", "m"), "compute": ("█", "C"),

@@ -13,7 +13,7 @@ from typing import Any
 
 from plancc.show.files import write_whole
 from plancc.show.kinds import COMMUNICATION, WAIT, kernel_name, kind_of
-from plancc.simulate.forms import COMPUTE, Actor, Span, Timeline
+from plancc.simulator.forms import COMPUTE, Actor, Span, Timeline
 
 STREAMS = {COMPUTE: 7, COMMUNICATION: 20}
 """Numbers of the streams, as PyTorch's profiler usually shows them."""

@@ -14,11 +14,11 @@ from plancc.dsl.plan import ResolvedPlan
 from plancc.ir.graph import Graph
 from plancc.ir.program import ProgramSet
 from plancc.passes.base import Unit
-from plancc.simulate.cluster import Cluster
-from plancc.simulate.errors import SimulateError
-from plancc.simulate.routing import EVEN, Routing
-from plancc.simulate.rows import Row, make_row
-from plancc.simulate.subject import Subject
+from plancc.simulator.cluster import Cluster
+from plancc.simulator.errors import SimulateError
+from plancc.simulator.routing import EVEN, Routing
+from plancc.simulator.rows import Row, make_row
+from plancc.simulator.subject import Subject
 from plancc.tune.distinct import plan_key, program_key
 from plancc.tune.forms import DEVICES, Attempt, Case, Cell, Sets
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from plancc.simulate.hardware import Hardware
+from plancc.simulator.hardware import Hardware
 from plancc.tune.figures import Figures, Rates
 
 PARTIAL = 4

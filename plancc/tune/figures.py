@@ -13,7 +13,7 @@ from plancc.ir.graph import Graph
 from plancc.ir.shape import NamedGraph, leaves
 from plancc.passes.anchors import ATTENTION
 from plancc.passes.check_facts import model_facts
-from plancc.simulate.hardware import Hardware, needed
+from plancc.simulator.hardware import Hardware, needed
 from plancc.tune.forms import TuneError
 
 

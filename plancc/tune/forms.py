@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from math import inf, log
 from typing import Any
 
-from plancc.simulate.rows import TIMES, Row
+from plancc.simulator.rows import TIMES, Row
 
 Sets = tuple[tuple[str, str], ...]
 """One setting: (parameter, text as `--set` takes it), in the order of the plan."""

@@ -21,8 +21,8 @@ import torch
 import plancc
 from plancc.models import load_model
 from plancc.passes.capture import capture
-from plancc.simulate.cluster import Cluster, read_cluster
-from plancc.simulate.routing import EVEN, Skewed
+from plancc.simulator.cluster import Cluster, read_cluster
+from plancc.simulator.routing import EVEN, Skewed
 from plancc.tune.bench import Admitted, Bench
 from plancc.tune.forms import Attempt, Case, Sets, TuneError, attempt_of
 

@@ -11,7 +11,7 @@ from plancc.dsl.errors import PlanError
 from plancc.dsl.plan import Axis, Mesh, ResolvedPlan, Variant
 from plancc.ir.mesh import axis_size
 from plancc.passes.base import Unit
-from plancc.simulate.subject import Subject
+from plancc.simulator.subject import Subject
 from plancc.tune.bench import Bench
 from plancc.tune.forms import Case, Cell, Sets
 from plancc.tune.space import Knob, ordered, with_text

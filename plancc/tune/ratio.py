@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import inf
 
 from plancc.dsl import load_plan
-from plancc.simulate.rows import Row
+from plancc.simulator.rows import Row
 from plancc.tune.bench import Bench
 from plancc.tune.closed_forms import Balance, balance
 from plancc.tune.figures import figures_of, rates_of

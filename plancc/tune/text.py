@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plancc.passes.estimate_memory import gigabytes
-from plancc.simulate.table import NAMES, duration, number, share
+from plancc.simulator.table import NAMES, duration, number, share
 from plancc.tune.forms import METRICS
 
 Facts = Mapping[str, Any]

@@ -15,11 +15,11 @@ from plancc.dsl import load_plan
 from plancc.dsl.errors import PlanError
 from plancc.dsl.plan import ResolvedPlan
 from plancc.dsl.variants import UNBOUNDED
-from plancc.simulate.compare import crossings, narrowed
-from plancc.simulate.errors import SimulateError
-from plancc.simulate.rows import Row
-from plancc.simulate.step import Outcome
-from plancc.simulate.subject import Subject
+from plancc.simulator.compare import crossings, narrowed
+from plancc.simulator.errors import SimulateError
+from plancc.simulator.rows import Row
+from plancc.simulator.step import Outcome
+from plancc.simulator.subject import Subject
 from plancc.tune.bench import Bench
 from plancc.tune.closed_forms import pool_hop, pool_tokens
 from plancc.tune.figures import figures_of, rates_of

@@ -17,7 +17,7 @@ from plancc.runtime.generate import generate
 from plancc.runtime.loading import Loaded
 from plancc.runtime.local import run_local
 from plancc.runtime.runner import Runner
-from plancc.verify.reference import buffers_of, random_params
+from plancc.verification.reference import buffers_of, random_params
 
 ASSIGNED = plan().replace("split batch over rep", "split batch over rep (assign = least_loaded)")
 KEY = ("attn", "rep", 1, 2)

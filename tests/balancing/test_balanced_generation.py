@@ -14,7 +14,7 @@ from plancc.runtime.generate import generate
 from plancc.runtime.loading import Loaded
 from plancc.runtime.local import run_local
 from plancc.runtime.runner import Runner
-from plancc.verify.reference import buffers_of, random_params
+from plancc.verification.reference import buffers_of, random_params
 
 EVERY1 = "balance = dynamic(every = 1, tolerance = 0%)"
 

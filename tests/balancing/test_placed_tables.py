@@ -22,7 +22,7 @@ from plancc.runtime.loading import Loaded
 from plancc.runtime.local import run_local
 from plancc.runtime.runner import Runner
 from plancc.runtime.view import View
-from plancc.verify.reference import buffers_of, random_params
+from plancc.verification.reference import buffers_of, random_params
 
 CPU = torch.device("cpu")
 

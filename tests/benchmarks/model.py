@@ -26,8 +26,8 @@ from plancc.compiler import compile_graph
 from plancc.dsl import load_plan
 from plancc.models import load_model
 from plancc.passes.capture import capture
-from plancc.simulate.cluster import Cluster, read_cluster
-from plancc.simulate.subject import Subject
+from plancc.simulator.cluster import Cluster, read_cluster
+from plancc.simulator.subject import Subject
 from tests.benchmarks.model_cases import CASES, Case
 
 HERE = Path(__file__).parent

@@ -49,9 +49,9 @@ def plan_of(row: Row) -> tuple[str, dict[str, str]]:
 def predict(row: Row, model: Row, dtype: str, fused: bool) -> dict[str, float]:
     """Seconds of a step, whether or not it fits; GB of the fullest device by the estimate, and its room."""
     from plancc.api import DTYPES
-    from plancc.simulate.cluster import read_cluster
-    from plancc.simulate.step import Inputs
-    from plancc.simulate.subject import open_subject
+    from plancc.simulator.cluster import read_cluster
+    from plancc.simulator.step import Inputs
+    from plancc.simulator.subject import open_subject
 
     name, sets = plan_of(row)
     cluster = read_cluster(CLUSTERS[row["cluster"]], ROOT / "examples")

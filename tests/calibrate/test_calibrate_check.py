@@ -14,8 +14,8 @@ from plancc.calibrate.document import document
 from plancc.calibrate.measure import save
 from plancc.calibrate.point import WARM, Point, Truth
 from plancc.cli.main import main
-from plancc.simulate.errors import SimulateError
-from plancc.simulate.rows import Row
+from plancc.simulator.errors import SimulateError
+from plancc.simulator.rows import Row
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ROW = Row("tp", "prefill", 2, 16, 2, "", 1, True, {}, {}, ttft_s=0.5)

@@ -10,7 +10,7 @@ import torch
 
 from plancc.cli.main import main
 from plancc.cli.progress import Stages
-from plancc.simulate.cluster import read_cluster
+from plancc.simulator.cluster import read_cluster
 
 
 def test_a_quick_calibration_gives_a_file_that_simulate_reads(

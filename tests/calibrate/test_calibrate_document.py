@@ -27,10 +27,10 @@ from plancc.calibrate.measure import save, text_of
 from plancc.calibrate.request import CalibrationError
 from plancc.calibrate.spread import Spread, spread_of
 from plancc.dsl.errors import Bug
-from plancc.simulate.cluster import parse_cluster, read_cluster
-from plancc.simulate.errors import SimulateError
-from plancc.simulate.forms import Work
-from plancc.simulate.hardware import Hardware
+from plancc.simulator.cluster import parse_cluster, read_cluster
+from plancc.simulator.errors import SimulateError
+from plancc.simulator.forms import Work
+from plancc.simulator.hardware import Hardware
 
 
 def placed(document: dict[str, Any], ranks: int = 4) -> Hardware:

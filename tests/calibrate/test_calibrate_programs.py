@@ -23,9 +23,9 @@ from plancc.calibrate.samples import APART, EXPERTS, SPLIT, Compiled, Sample, co
 from plancc.calibrate.toy import Decoder, Width
 from plancc.dsl.errors import Bug
 from plancc.ir.program import Backward, Compute, Free, Leaf, Origin
-from plancc.simulate.cluster import parse_cluster
-from plancc.simulate.forms import Work
-from plancc.simulate.hardware import Hardware
+from plancc.simulator.cluster import parse_cluster
+from plancc.simulator.forms import Work
+from plancc.simulator.hardware import Hardware
 
 TINY = Width(1, 16, 2, 16, 260, 8)
 NOWHERE = Origin("", "", None)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from synthetic import findings
 
 from plancc.calibrate.document import document
-from plancc.simulate.cluster import parse_cluster
-from plancc.simulate.forms import Work
-from plancc.simulate.hardware_forms import ClusterError, MeasuredCalls, isotone
+from plancc.simulator.cluster import parse_cluster
+from plancc.simulator.forms import Work
+from plancc.simulator.hardware_forms import ClusterError, MeasuredCalls, isotone
 
 SIZE, SECONDS = st.floats(1, 1e12), st.floats(1e-7, 1e3)
 PRODUCTS = st.lists(

@@ -26,8 +26,8 @@ from plancc.runtime.generate import Generated, generate
 from plancc.runtime.loading import Loaded
 from plancc.runtime.local import run_local
 from plancc.runtime.runner import Runner
-from plancc.verify import Verification, VerifyResult
-from plancc.verify.reference import buffers_of, in_dtype, random_params, with_buffers
+from plancc.verification import Verification, VerifyResult
+from plancc.verification.reference import buffers_of, in_dtype, random_params, with_buffers
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRATCH = tempfile.TemporaryDirectory(prefix="plancc-tests-")

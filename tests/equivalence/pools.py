@@ -21,7 +21,7 @@ from plancc.runtime.generate import Generated, generate
 from plancc.runtime.loading import Loaded
 from plancc.runtime.local import run_local
 from plancc.runtime.runner import Runner
-from plancc.verify.reference import buffers_of, random_params
+from plancc.verification.reference import buffers_of, random_params
 
 LLAMA = dict(
     hidden_size=32, num_attention_heads=8, num_key_value_heads=4, num_hidden_layers=2,

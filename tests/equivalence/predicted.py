@@ -13,7 +13,7 @@ from plancc.ir.layout import CutLeaf, Layout, LocalTree, Part, Prod
 from plancc.ir.mesh import Grid
 from plancc.ir.program import Collective, Merge, Recv, Send, Transfer
 from plancc.passes.base import Unit
-from plancc.verify.cases import choose_case
+from plancc.verification.cases import choose_case
 
 LOCAL = ("shard", "once")
 

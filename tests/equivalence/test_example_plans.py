@@ -9,8 +9,8 @@ from plans import HEAD, grid
 
 from plancc.runtime.deploy import Deployment
 from plancc.runtime.loading import Loaded
-from plancc.verify.one_device import greedy_tokens
-from plancc.verify.reference import buffers_of, random_params
+from plancc.verification.one_device import greedy_tokens
+from plancc.verification.reference import buffers_of, random_params
 
 CASES = {
     "tp8_pp2": ("tp8_pp2.plan", {}, "dense", dict(layers=4)),

@@ -13,7 +13,7 @@ from lowered import Lowered, explain_failure, lower, prompt, tokens_of_one
 from pools import PoolPlan, counted_runs, overlap, pool_model
 
 from plancc.ir.program import Compute, Merge
-from plancc.verify.reference import buffers_of, random_params
+from plancc.verification.reference import buffers_of, random_params
 
 PLAIN = PoolPlan()
 BLOCKS = PLAIN.jobs[0]

@@ -14,7 +14,7 @@ from plancc.passes.capture import capture
 from plancc.runtime.loading import Loaded
 from plancc.runtime.local import run_local
 from plancc.runtime.runner import Runner, Sequence
-from plancc.verify.reference import buffers_of
+from plancc.verification.reference import buffers_of
 
 TOKENS, NEW = 5000, 4
 

@@ -22,7 +22,7 @@ from plancc.passes.check_programs import program_problems
 from plancc.runtime.artifact import load_artifact
 from plancc.runtime.loading import Loaded
 from plancc.runtime.runner import Runner
-from plancc.verify import Verification, VerifyResult
+from plancc.verification import Verification, VerifyResult
 
 Change = Callable[[RankProgram], RankProgram]
 

@@ -17,7 +17,7 @@ from plancc.ir.graph import Ref
 from plancc.ir.layout import CutLeaf, Part
 from plancc.ir.program import Compute, LocalRanges, Merge, RankProgram
 from plancc.passes.check_programs import program_problems
-from plancc.verify import Verification
+from plancc.verification import Verification
 
 PLANS = {
     "tree": PoolPlan(),

@@ -7,7 +7,7 @@ from lowered import Lowered, captured, explain_failure, lower
 from plans import LLAMA, chain, dp_tp, experts, sequence, three, tp, written
 from planting import collectives, missing, planted, swapped
 
-from plancc.verify import check
+from plancc.verification import check
 
 WIDE = dict(hidden=128, ffn=150, vocab=310)
 PLANS = {

@@ -11,7 +11,7 @@ from plans import HEAD, experts, grid, sequence, tp, written
 from planting import edited, verified_with_shift
 
 from plancc.runtime.artifact import ArtifactError, load_artifact
-from plancc.verify import Verification
+from plancc.verification import Verification
 
 QUERIES = HEAD + grid(("sp", 3)) + "place ** on base\nplace layers.*, norm { split seq over sp }\n"
 PLANS = {

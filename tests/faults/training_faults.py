@@ -13,7 +13,7 @@ from pathlib import Path
 from lowered import SCRATCH, Lowered
 
 from plancc.runtime.artifact import load_artifact
-from plancc.verify import Verification, VerifyResult
+from plancc.verification import Verification, VerifyResult
 
 Edit = tuple[str, str]
 """(a line of a program, what stands in its place)."""

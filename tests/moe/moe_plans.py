@@ -13,7 +13,7 @@ from model_zoo import ZOO
 
 from plancc.ir.graph import Graph
 from plancc.passes.capture import capture
-from plancc.verify.check import VariantResult
+from plancc.verification.check import VariantResult
 
 INFERENCE = ("forward", "prefill", "decode")
 MODELS = {

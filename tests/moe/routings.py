@@ -9,7 +9,7 @@ from moe_plans import block_of
 from torch import Tensor
 
 from plancc.ir.graph import Graph
-from plancc.verify.reference import random_params
+from plancc.verification.reference import random_params
 
 EXPERTS = "plancc.experts.default"
 

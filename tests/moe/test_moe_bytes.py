@@ -12,8 +12,8 @@ from moe_plans import Plan, graph_of, overlap
 from routings import biased, choices, hosts_of
 from torch import Tensor
 
-from plancc.verify import Verification
-from plancc.verify.cases import choose_case
+from plancc.verification import Verification
+from plancc.verification.cases import choose_case
 
 SPLIT = "split batch over dp (block = balanced)"
 NUMBER = 8  # bytes of a float64, and of an expert's number

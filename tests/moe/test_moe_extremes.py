@@ -22,9 +22,9 @@ from plancc.runtime.loading import Loaded
 from plancc.runtime.local import run_local
 from plancc.runtime.runner import Runner
 from plancc.runtime.transport import Transport
-from plancc.verify import Verification
-from plancc.verify.cases import choose_case
-from plancc.verify.reference import buffers_of, random_params
+from plancc.verification import Verification
+from plancc.verification.cases import choose_case
+from plancc.verification.reference import buffers_of, random_params
 
 PLANS = {
     "ma": replace(MA, tail=overlap()), "3+2": ratio(3, 2), "one mesh": ONE_MESH,

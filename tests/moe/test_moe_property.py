@@ -12,7 +12,7 @@ from moe_strategy import Drawn, cases, model_of
 from routings import biased
 
 from plancc.dsl import PlanError
-from plancc.verify import Verification
+from plancc.verification import Verification
 
 FIXED = settings(
     derandomize=True, database=None, deadline=None, max_examples=20,

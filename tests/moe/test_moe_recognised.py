@@ -15,7 +15,7 @@ from plancc.dsl import PlanError
 from plancc.ir.graph import Graph
 from plancc.ir.interpret import run_graph
 from plancc.passes.capture import capture
-from plancc.verify.reference import in_dtype
+from plancc.verification.reference import in_dtype
 
 HIDDEN, FFN, EXPERTS, TOP = 12, 5, 6, 2
 Mix = Callable[["Mixture", Tensor], Tensor]

@@ -14,8 +14,8 @@ from plancc.ops.later import WeightGrad
 from plancc.runtime.local import run_local
 from plancc.runtime.pieces import cut
 from plancc.runtime.training import step as steps
-from plancc.verify import Verification
-from plancc.verify import training as checks
+from plancc.verification import Verification
+from plancc.verification import training as checks
 
 LINEARS = 7  # of a dense layer
 

@@ -12,7 +12,7 @@ from plancc.ir.interpret import run_graph
 from plancc.models import load_model
 from plancc.passes.capture import capture
 from plancc.runtime.artifact import load_artifact
-from plancc.verify.one_device import whole_params
+from plancc.verification.one_device import whole_params
 
 ROOT = Path(__file__).parents[2]
 MODEL = f"{ROOT}/examples/models.py:dense"

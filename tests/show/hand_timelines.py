@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 
-from plancc.simulate.forms import COMMUNICATION, COMPUTE, Actor, Span, Timeline
+from plancc.simulator.forms import COMMUNICATION, COMPUTE, Actor, Span, Timeline
 
 MS = 1e-3
 

@@ -24,9 +24,9 @@ from plancc.show.facts import (
     who_waits,
 )
 from plancc.show.kinds import COMMUNICATION, COMPUTE, IDLE, KINDS, WAIT, kernel_name, kind_of
-from plancc.simulate.forms import COMMUNICATION as BESIDE
-from plancc.simulate.forms import COMPUTE as MAIN
-from plancc.simulate.forms import Actor, Span, Timeline
+from plancc.simulator.forms import COMMUNICATION as BESIDE
+from plancc.simulator.forms import COMPUTE as MAIN
+from plancc.simulator.forms import Actor, Span, Timeline
 
 
 def span(

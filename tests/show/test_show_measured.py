@@ -16,7 +16,7 @@ from plancc.runtime.deploy import Deployment
 from plancc.runtime.record import Recorder, record_local, record_processes
 from plancc.show.facts import longest_waits, totals
 from plancc.show.measured import Place, measured, measured_timelines, places_of
-from plancc.simulate.forms import COMPUTE, Span, Timeline
+from plancc.simulator.forms import COMPUTE, Span, Timeline
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = '''"""p: base, prefill, ranks 0-1. Written by plancc."""

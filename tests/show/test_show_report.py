@@ -18,7 +18,7 @@ from hand_timelines import ping_pong, pipeline, pool, with_title
 from plancc.show.files import WriteError
 from plancc.show.report import Report, report_text, write_report
 from plancc.show.results import result_cell
-from plancc.simulate.forms import COMPUTE, Actor, Span, Timeline
+from plancc.simulator.forms import COMPUTE, Actor, Span, Timeline
 
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>&amp;\u2028</script>'
 LAYOUT: dict[str, Any] = {

@@ -8,7 +8,7 @@ import pytest
 from hand_timelines import ping_pong, pipeline, pool, with_title
 
 from plancc.show.summary import speaks_unicode, summary
-from plancc.simulate.forms import COMPUTE, Actor, Span, Timeline
+from plancc.simulator.forms import COMPUTE, Actor, Span, Timeline
 
 
 def test_a_bar_is_as_long_as_its_times() -> None:

@@ -15,7 +15,7 @@ from hand_timelines import ping_pong, pipeline, pool, with_title
 
 from plancc.show.files import WriteError
 from plancc.show.trace import FIRST, PROGRAM, STREAMS, write_rank_traces, write_trace
-from plancc.simulate.forms import COMPUTE, Actor, Span, Timeline
+from plancc.simulator.forms import COMPUTE, Actor, Span, Timeline
 
 Event = dict[str, Any]
 

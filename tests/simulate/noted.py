@@ -30,13 +30,13 @@ from plancc.runtime.runner import GATHER_OUTPUT, MOVE_CACHE, Runner
 from plancc.runtime.runner import Sequence as Running
 from plancc.runtime.training.recorder import Unrecorded
 from plancc.runtime.training.step import TrainRunner
-from plancc.simulate.forms import Verb
-from plancc.simulate.moved import cache_verbs, output_verbs, outputs_of, parts_of
-from plancc.simulate.place import Place, Sizes
-from plancc.simulate.routing import EVEN, Observed, Routing
-from plancc.simulate.verbs import ProgramVerbs
-from plancc.verify.cases import choose_case
-from plancc.verify.reference import buffers_of, random_params
+from plancc.simulator.forms import Verb
+from plancc.simulator.moved import cache_verbs, output_verbs, outputs_of, parts_of
+from plancc.simulator.place import Place, Sizes
+from plancc.simulator.routing import EVEN, Observed, Routing
+from plancc.simulator.verbs import ProgramVerbs
+from plancc.verification.cases import choose_case
+from plancc.verification.reference import buffers_of, random_params
 
 Steps = Sequence[tuple[str, Mapping[str, Tensor]]]
 Calls = Mapping[int, Counter[Verb]]

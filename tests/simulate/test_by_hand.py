@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from plancc.compiler import compile_graph
 from plancc.dsl import load_plan
 from plancc.passes.capture import capture
-from plancc.simulate.cluster import parse_cluster
-from plancc.simulate.forms import COMPUTE
-from plancc.simulate.rows import make_row
-from plancc.simulate.step import Outcome
-from plancc.simulate.subject import Subject
+from plancc.simulator.cluster import parse_cluster
+from plancc.simulator.forms import COMPUTE
+from plancc.simulator.rows import make_row
+from plancc.simulator.step import Outcome
+from plancc.simulator.subject import Subject
 
 
 def slow_cluster() -> dict[str, Any]:

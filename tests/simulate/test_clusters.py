@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from plain_cluster import const, plain
 
-from plancc.simulate.cluster import ClusterError, parse_cluster, read_cluster
-from plancc.simulate.forms import Work
+from plancc.simulator.cluster import ClusterError, parse_cluster, read_cluster
+from plancc.simulator.forms import Work
 
 FOLDER = Path(__file__).parents[2] / "examples"
 SHIPPED = sorted((FOLDER / "clusters").glob("*.json"))

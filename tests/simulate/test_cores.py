@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plancc.simulate.cores import Cores
-from plancc.simulate.engine import Call, Engine, Slots
-from plancc.simulate.forms import Actor
-from plancc.simulate.script import Item, Label, Message
+from plancc.simulator.cores import Cores
+from plancc.simulator.engine import Call, Engine, Slots
+from plancc.simulator.forms import Actor
+from plancc.simulator.script import Item, Label, Message
 
 
 def work(seconds: float) -> Item:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plancc.dsl.errors import Bug
-from plancc.simulate.engine import Call, Engine, Slots
-from plancc.simulate.forms import Actor
-from plancc.simulate.script import Item, Label, Message, Script
+from plancc.simulator.engine import Call, Engine, Slots
+from plancc.simulator.forms import Actor
+from plancc.simulator.script import Item, Label, Message, Script
 
 
 def work(seconds: float) -> Item:

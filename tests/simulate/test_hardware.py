@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from plain_cluster import const, plain
 
 from plancc.dsl.errors import Bug
-from plancc.simulate.cluster import ClusterError, parse_cluster
-from plancc.simulate.forms import Work
-from plancc.simulate.hardware import Hardware
-from plancc.simulate.hardware_forms import VERBS, Curve
+from plancc.simulator.cluster import ClusterError, parse_cluster
+from plancc.simulator.forms import Work
+from plancc.simulator.hardware import Hardware
+from plancc.simulator.hardware_forms import VERBS, Curve
 
 US = 1e-6
 NODE, BOTH = tuple(range(8)), tuple(range(16))

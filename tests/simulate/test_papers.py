@@ -19,7 +19,7 @@ from papers.cases import CASES, Point, points  # noqa: E402
 from papers.look import Results, crossing  # noqa: E402
 
 from plancc.cli.main import main  # noqa: E402
-from plancc.simulate.actors import FEW  # noqa: E402
+from plancc.simulator.actors import FEW  # noqa: E402
 
 STORED: dict[str, Any] = json.loads((FOLDER / "results.json").read_text("utf-8"))
 RESULTS = Results(STORED["facts"], STORED["rows"])

@@ -111,8 +111,8 @@ def test_the_fit_finds_planted_constants(fit: ModuleType, tmp_path: Path) -> Non
 
 
 def test_the_fit_of_products_is_the_simulators_roofline(fit: ModuleType) -> None:
-    from plancc.simulate.cluster import read_cluster
-    from plancc.simulate.forms import Work
+    from plancc.simulator.cluster import read_cluster
+    from plancc.simulator.forms import Work
 
     hardware = read_cluster(CLUSTERS / "dgx_a100_16.json").place((0,))
     works = [Work("matmul", 10**9, 10**6, 0, "bf16"), Work("matmul", 10**6, 10**8, 0, "bf16")]

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plancc.simulate.rows import make_row
-from plancc.simulate.step import Inputs, Simulation
-from plancc.simulate.subject import Subject, open_subject
+from plancc.simulator.rows import make_row
+from plancc.simulator.step import Inputs, Simulation
+from plancc.simulator.subject import Subject, open_subject
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODELS = f"{EXAMPLES / 'models.py'}"
@@ -38,7 +38,7 @@ EVERY = [(name, phase) for name, row in PLANS.items() for phase in row[3]]
 @cache
 def subject(name: str, *hardware: str) -> Subject:
     """One of PLANS on forty A100, with some constants changed."""
-    from plancc.simulate.cluster import read_cluster
+    from plancc.simulator.cluster import read_cluster
 
     plan, sets, (model, args), phases = PLANS[name]
     cluster = read_cluster("dgx_a100_40", EXAMPLES)
@@ -108,7 +108,7 @@ def test_more_work_takes_longer(
 
 def test_a_rank_of_many_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen ranks as classes take the time that they take one by one."""
-    from plancc.simulate import step
+    from plancc.simulator import step
 
     found = subject("pipeline")
     alone, first = make_row(found, "prefill", 16, 32)

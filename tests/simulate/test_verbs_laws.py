@@ -26,14 +26,14 @@ from pools import pool_model
 
 from plancc.ir.program import Launch, ProgramSet
 from plancc.runtime import matching
-from plancc.simulate import verbs as module
-from plancc.simulate.errors import SimulateError
-from plancc.simulate.forms import Verb
-from plancc.simulate.phases import micro_batches
-from plancc.simulate.place import Place, Sizes
-from plancc.simulate.routing import EVEN, Routing, Skewed
-from plancc.simulate.traffic import step_calls, traffic
-from plancc.simulate.verbs import ProgramVerbs
+from plancc.simulator import verbs as module
+from plancc.simulator.errors import SimulateError
+from plancc.simulator.forms import Verb
+from plancc.simulator.phases import micro_batches
+from plancc.simulator.place import Place, Sizes
+from plancc.simulator.routing import EVEN, Routing, Skewed
+from plancc.simulator.traffic import step_calls, traffic
+from plancc.simulator.verbs import ProgramVerbs
 
 FIXED = settings(
     derandomize=True, database=None, deadline=None, max_examples=10,

@@ -9,8 +9,8 @@ from model_zoo import ZOO
 from torch import Tensor, nn
 from work_cases import ONE, TENSOR, compiled, counted, of_ranks, products, squares, total
 
-from plancc.simulate import costs_products
-from plancc.simulate.place import Sizes
+from plancc.simulator import costs_products
+from plancc.simulator.place import Sizes
 
 MODELS = ["llama", "llama_tied", "qwen3", "gpt2", "gemma2", "phi3", "bloom", "t5", "bert"]
 SIX = (("heads", 6), ("hidden", 48), ("ffn", 96))

@@ -12,10 +12,18 @@ from torch import Tensor
 
 from plancc.ops.attention import visible
 from plancc.ops.blocks import block_ranges
-from plancc.simulate.costs import cost_of
-from plancc.simulate.costs_attention import seen
-from plancc.simulate.forms import Work
-from plancc.simulate.local_call import Call, ExpertRows, Local, contiguous, dense, run_view, tensors
+from plancc.simulator.costs import cost_of
+from plancc.simulator.costs_attention import seen
+from plancc.simulator.forms import Work
+from plancc.simulator.local_call import (
+    Call,
+    ExpertRows,
+    Local,
+    contiguous,
+    dense,
+    run_view,
+    tensors,
+)
 
 F32, BF16, I64 = torch.float32, torch.bfloat16, torch.int64
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from work_cases import ONE, TENSOR, compiled, of_ranks, products, programs, total
 
-from plancc.simulate.forms import Work
-from plancc.simulate.place import Place, Sizes, owned_parts
-from plancc.simulate.work import ProgramWork
+from plancc.simulator.forms import Work
+from plancc.simulator.place import Place, Sizes, owned_parts
+from plancc.simulator.work import ProgramWork
 
 SIX = (("heads", 6), ("hidden", 48), ("ffn", 50))
 SEQUENCE = "mesh base[sp = 3] on local\nplace ** on base { split seq over sp (block = balanced) }\n"

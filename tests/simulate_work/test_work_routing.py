@@ -13,10 +13,10 @@ from work_cases import compiled, of_ranks, products, programs, total
 
 from plancc.runtime.routes import listeners
 from plancc.runtime.view import Members
-from plancc.simulate.errors import SimulateError
-from plancc.simulate.expert_layers import ExpertLayers, members
-from plancc.simulate.place import Place, Sizes
-from plancc.simulate.routing import EVEN, Observed, Shares, Skewed, Visit, observed, reach
+from plancc.simulator.errors import SimulateError
+from plancc.simulator.expert_layers import ExpertLayers, members
+from plancc.simulator.place import Place, Sizes
+from plancc.simulator.routing import EVEN, Observed, Shares, Skewed, Visit, observed, reach
 
 EXPERTS = (("experts", 6), ("heads", 4))
 ROUTED = """mesh attn[dp = {dp}] on local[0:{dp}]

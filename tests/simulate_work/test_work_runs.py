@@ -18,13 +18,13 @@ from plancc.runtime.loading import Loaded
 from plancc.runtime.local import run_local
 from plancc.runtime.runner import Runner, Sequence
 from plancc.runtime.training.step import TrainRunner
-from plancc.simulate.local_call import Local
-from plancc.simulate.place import Place, Sizes, owned_parts
-from plancc.simulate.routing import EVEN, Routing, observed
-from plancc.simulate.work import Evaluation, ProgramWork
-from plancc.verify import Verification
-from plancc.verify.locate import probed_steps
-from plancc.verify.reference import buffers_of, random_params
+from plancc.simulator.local_call import Local
+from plancc.simulator.place import Place, Sizes, owned_parts
+from plancc.simulator.routing import EVEN, Routing, observed
+from plancc.simulator.work import Evaluation, ProgramWork
+from plancc.verification import Verification
+from plancc.verification.locate import probed_steps
+from plancc.verification.reference import buffers_of, random_params
 
 F64 = torch.float64
 BATCH, TOKENS = 5, 6

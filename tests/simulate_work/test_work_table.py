@@ -16,10 +16,10 @@ from plancc.ops import _OWN
 from plancc.passes.capture import capture
 from plancc.passes.rows import register_op
 from plancc.passes.rows.table import ROWS, USER_ROWS
-from plancc.simulate.costs import BY_TARGET, COSTS, cost_of
-from plancc.simulate.errors import SimulateError
-from plancc.simulate.place import Place, Sizes
-from plancc.simulate.work import NoCost, ProgramWork
+from plancc.simulator.costs import BY_TARGET, COSTS, cost_of
+from plancc.simulator.errors import SimulateError
+from plancc.simulator.place import Place, Sizes
+from plancc.simulator.work import NoCost, ProgramWork
 
 torch.library.define("simtest::mix", "(Tensor x, Tensor w) -> Tensor")
 torch.library.define("simtest::twist", "(Tensor x) -> Tensor")

@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from plancc.compiler import Compiled, compile_graph
 from plancc.dsl import load_plan
 from plancc.ir.program import RankProgram
-from plancc.simulate.forms import Work
-from plancc.simulate.place import Place, Sizes, owned_parts
-from plancc.simulate.routing import EVEN, Routing
-from plancc.simulate.work import ProgramWork
+from plancc.simulator.forms import Work
+from plancc.simulator.place import Place, Sizes, owned_parts
+from plancc.simulator.routing import EVEN, Routing
+from plancc.simulator.work import ProgramWork
 
 ONE = "mesh base[dp = 1] on local\nplace ** on base\n"
 TENSOR = """mesh base[tp = {tp}] on local

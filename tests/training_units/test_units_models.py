@@ -17,7 +17,7 @@ from plancc.runtime.artifact import ArtifactError
 from plancc.runtime.failure import RankFailure
 from plancc.runtime.local import run_local
 from plancc.runtime.training.step import TrainRunner
-from plancc.verify import Verification
+from plancc.verification import Verification
 
 TWO = "mesh x[tp = 2] on local[0:2]\nmesh y[tp = 3] on local[2:5]\nplace ** on x\n"
 ONE = "mesh x[tp = 2] on local[0:2]\nplace ** on x\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 from lowered import Lowered, explain_failure, lower
 
 from plancc.ir.graph import Graph
-from plancc.verify.check import VariantResult
+from plancc.verification.check import VariantResult
 
 
 def train(

@@ -13,8 +13,8 @@ from toy_cluster import toy
 from plancc.dsl import load_plan
 from plancc.dsl.declared import declared_params
 from plancc.ir.graph import Graph
-from plancc.simulate.cluster import Cluster
-from plancc.simulate.rows import make_row
+from plancc.simulator.cluster import Cluster
+from plancc.simulator.rows import make_row
 from plancc.tune.bench import Bench
 from plancc.tune.forms import Case, TuneError
 from plancc.tune.pools import pool_sizes, regimes, setting_for, sizes_at, value_for

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plancc.simulate.rows import Row
+from plancc.simulator.rows import Row
 from plancc.tune.forms import METRICS, Attempt, Cell, Sets, at_case, attempt_of, joint
 from plancc.tune.front import pareto
 from plancc.tune.search import Limits, Trail, search

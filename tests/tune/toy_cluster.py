@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from plancc.simulate.cluster import Cluster, parse_cluster
+from plancc.simulator.cluster import Cluster, parse_cluster
 
 ROOT = Path(__file__).parents[2]
 MODEL = f"{ROOT / 'examples' / 'models.py'}:dense"
