@@ -6,13 +6,16 @@ included; what does not fit in memory has no times; prefill, decode and training
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from plancc.passes.base import Unit
+from plancc.passes.estimate_memory import Memory
 from plancc.simulator.errors import SimulateError
 from plancc.simulator.hardware_forms import ClusterError
 from plancc.simulator.step import STEPS, Inputs, Outcome
-from plancc.simulator.subject import Room, Subject, too_full
+from plancc.simulator.subject import Subject, resting_bytes, too_full
 
 UTILISATION = {
     "busy": "share of time that devices compute, mean over all devices of the plan",
@@ -78,7 +81,8 @@ def make_row(
     if phase not in TIMES:
         raise SimulateError(f"there is no phase `{phase}`: {', '.join(TIMES)}")
     unit = subject.unit(phase, batch, seq_len)
-    rooms = subject.rooms(unit, batch, seq_len)
+    memories = subject.memories(unit, batch, seq_len)
+    rooms = subject.rooms(unit, memories)
     assert unit.programs is not None
     if phase == "train" and batch < unit.programs.microbatches:
         raise SimulateError(
@@ -94,7 +98,7 @@ def make_row(
     problem = too_full(rooms)
     if problem:
         return Row(fits=False, reason=f"does not fit: {problem}", **common), None
-    outcome = simulate_point(subject, unit, rooms, Inputs(
+    outcome = simulate_point(subject, unit, memories, Inputs(
         batch, 1 if phase == "decode" else seq_len, seq_len - 1 if phase == "decode" else 0,
         count, lockstep, STEPS if phase == "decode" else 1,
     ), spans, seq_len)  # fmt: skip
@@ -102,14 +106,15 @@ def make_row(
 
 
 def simulate_point(
-    subject: Subject, unit: Any, rooms: tuple[Room, ...], inputs: Inputs, spans: bool, seq_len: int
-) -> Outcome:
+    subject: Subject, unit: Unit, memories: Mapping[str, Memory], inputs: Inputs, spans: bool,
+    seq_len: int,
+) -> Outcome:  # fmt: skip
     """Run the engine for one point."""
-    simulation = subject.simulation(unit, spans=spans, given=(inputs.batch, seq_len))
     title = f"{subject.plan.name}, {unit.graph.phase}, batch {inputs.batch} x {seq_len}"
     if inputs.steps > 1:
         title += f", {inputs.steps} steps"
-    return simulation.run(inputs, title)
+    resting = {name: resting_bytes(memory) for name, memory in memories.items()}
+    return subject.simulation(unit, spans=spans).run(inputs, title, resting)
 
 
 def figures(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,12 +66,11 @@ class Simulation:
 
     def __init__(
         self, programs: ProgramSet, world: World, hardware: Hardware, routing: Routing = EVEN,
-        *, few: int = FEW, spans: bool = True, resting: Callable[[RankProgram], int] | None = None,
+        *, few: int = FEW, spans: bool = True,
     ) -> None:  # fmt: skip
         self.programs, self.world, self.hardware, self.routing = programs, world, hardware, routing
         self.few = few if not hardware.cores else world.size
         self.spans = spans
-        self.resting = resting or (lambda program: 0)
         self.nodes = [d // world.per_node for d in world.devices] if world.per_node else []
         self.works = {
             program.name: ProgramWork(program, routing, programs.microbatches)
@@ -83,15 +82,20 @@ class Simulation:
         }
         self.training = any(program.sections for program in programs.programs)
 
-    def run(self, inputs: Inputs, title: str = "") -> Outcome:
-        """Simulate; SimulateError where the hardware lacks a constant, or an operator a cost."""
+    def run(
+        self, inputs: Inputs, title: str = "", resting: Mapping[str, int] | None = None
+    ) -> Outcome:
+        """Simulate; SimulateError where the hardware lacks a constant, or an operator a cost.
+
+        `resting` has for each program, by name, the bytes that a rank holds all the time.
+        """
         count = inputs.microbatches or self.programs.microbatches
         sizes = micro_batches(inputs.batch, inputs.tokens, inputs.past, count)
         cast = Cast(self.programs, self.world.grids, sizes[0], self.hardware.node, self.few)
         rounds = self.rounds(cast, sizes, inputs)
-        resting = [self.resting(program) for program in cast.program_of]
+        held = [(resting or {}).get(program.name, 0) for program in cast.program_of]
         engine = Engine(
-            cast.actors, rounds, resting=resting, spans=self.spans,
+            cast.actors, rounds, resting=held, spans=self.spans,
             feedback=self.feedback(cast, sizes[0]), cores=self.cores(cast.actors),
         )  # fmt: skip
         whole = engine.run()

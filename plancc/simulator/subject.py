@@ -14,7 +14,6 @@ from plancc.dsl import load_plan
 from plancc.dsl.errors import PlanError
 from plancc.dsl.plan import ResolvedPlan
 from plancc.ir.mesh import mesh_of
-from plancc.ir.program import ProgramSet, RankProgram
 from plancc.passes.base import Unit
 from plancc.passes.estimate_memory import Memory, budget_of, gigabytes, program_memory
 from plancc.simulator.actors import FEW
@@ -23,8 +22,6 @@ from plancc.simulator.errors import SimulateError
 from plancc.simulator.hardware import Hardware
 from plancc.simulator.routing import EVEN, Routing
 from plancc.simulator.step import Simulation
-
-PHASES = ("prefill", "decode", "train", "forward")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +129,8 @@ class Subject:
         text = ", ".join(f"{name} = {value}" for name, value in env.items())
         raise SimulateError(f"no variant of {self.plan.name} covers {text}")
 
-    def simulation(self, unit: Unit, *, spans: bool, given: tuple[int, int]) -> Simulation:
-        """The simulation of a unit's programs; `given` is (batch, seq_len) for what rests in memory."""
+    def simulation(self, unit: Unit, *, spans: bool) -> Simulation:
+        """The simulation of a unit's programs, made once."""
         assert unit.programs is not None
         key = (unit.graph.phase, unit.variant.index, spans)
         if key not in self._simulations:
@@ -145,19 +142,24 @@ class Subject:
                 few=self.few,
                 spans=spans,
             )
-        found = self._simulations[key]
-        programs = unit.programs
-        found.resting = lambda program: resting_bytes(program, programs, given)
-        return found
+        return self._simulations[key]
 
-    def rooms(self, unit: Unit, batch: int, seq_len: int) -> tuple[Room, ...]:
-        """What every mesh needs for some inputs, on its fullest device."""
+    def memories(self, unit: Unit, batch: int, seq_len: int) -> dict[str, Memory]:
+        """What the fullest rank of every program needs for some inputs, by the program's name."""
+        assert unit.programs is not None
+        return {
+            program.name: program_memory(program, unit.programs, (batch, seq_len))
+            for program in unit.programs.programs
+        }
+
+    def rooms(self, unit: Unit, memories: Mapping[str, Memory]) -> tuple[Room, ...]:
+        """What every mesh needs on its fullest device, where its programs need `memories`."""
         assert unit.programs is not None
         found: dict[str, Room] = {}
         for program in unit.programs.programs:
             if not program.stages:
                 continue
-            memory = program_memory(program, unit.programs, (batch, seq_len))
+            memory = memories[program.name]
             device = min(self.hardware.memory(rank) for rank in program.ranks)
             mesh = mesh_of(program.stages[0].mesh)
             room = Room(mesh, memory, budget_of(self.plan, program), device)
@@ -167,9 +169,8 @@ class Subject:
         return tuple(found.values())
 
 
-def resting_bytes(program: RankProgram, programs: ProgramSet, given: tuple[int, int]) -> int:
-    """The bytes of one class that stay: weights, caches, the optimizer's state and gradients."""
-    memory = program_memory(program, programs, given)
+def resting_bytes(memory: Memory) -> int:
+    """The bytes that stay: weights, caches, the optimizer's state and gradients."""
     return memory.weights + memory.cache + memory.gradients + memory.optimizer
 
 

@@ -63,10 +63,9 @@ def predict(row: Row, model: Row, dtype: str, fused: bool) -> dict[str, float]:
     )  # fmt: skip
     batch, seq_len = row["global_batch"], model["seq_len"]
     unit = subject.unit("train", batch, seq_len)
-    rooms = subject.rooms(unit, batch, seq_len)
-    simulation = subject.simulation(unit, spans=False, given=(batch, seq_len))
-    simulation.few = CLASSES
-    outcome = simulation.run(Inputs(batch, seq_len, 0, row["accumulated"]))
+    rooms = subject.rooms(unit, subject.memories(unit, batch, seq_len))
+    subject.few = CLASSES
+    outcome = subject.simulation(unit, spans=False).run(Inputs(batch, seq_len, 0, row["accumulated"]))
     return {
         "seconds": significant(outcome.seconds),
         "gigabytes": significant(max(room.memory.total for room in rooms) / 1e9),
