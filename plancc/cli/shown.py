@@ -63,15 +63,10 @@ def write_run(
 ) -> None:
     """Write the files that are asked for. WriteError if they cannot be written."""
     from plancc.show.measured import measured, measured_timelines
-    from plancc.show.trace import write_rank_traces, write_trace
 
     if args.trace:
         whole = measured(artifact, records, f"{artifact.manifest['plan']}, whole run")
-        if args.trace.endswith("/"):
-            write_rank_traces(whole, args.trace)
-        else:
-            write_trace(whole, args.trace)
-        say(f"wrote {args.trace}")
+        write_timelines(args.trace, [whole])
     if args.report:
         from plancc.show.report import Report, write_report
 
@@ -83,6 +78,17 @@ def write_run(
         )  # fmt: skip
         write_report(args.report, report)
         say(f"wrote {args.report}")
+
+
+def write_timelines(path: str, timelines: Sequence[Any]) -> None:
+    """One trace of all, or in a folder (`path` ends with /) one a rank of the first. WriteError if not."""
+    from plancc.show.trace import write_rank_traces, write_trace
+
+    if path.endswith("/"):
+        write_rank_traces(timelines[0], path)
+    else:
+        write_trace(timelines, path)
+    say(f"wrote {path}")
 
 
 def write_verified(path: str, result: Any, compiled: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from plancc.cli.options import (
     say,
     user_errors,
 )
-from plancc.cli.shown import add_trace, wanted
+from plancc.cli.shown import add_trace, wanted, write_timelines
 
 LENGTH = 1024
 
@@ -124,7 +125,7 @@ def simulate(args: argparse.Namespace) -> int:
     if args.json:
         print_json({
             "predicted": True, "cluster": args.cluster, "rows": [row.json() for row in rows],
-            "crossings": [as_json(c) for c in found], "utilisation": UTILISATION,
+            "crossings": [asdict(c) for c in found], "utilisation": UTILISATION,
             "assumptions": assumptions,
             **({"measured": [one.truth.json() for one in checks]} if args.check else {}),
         })  # fmt: skip
@@ -162,13 +163,6 @@ def usual_length(subject: Any) -> int:
     longest = min(unit.graph.limits.get("T", LENGTH) for unit in subject.compiled.units)
     low, high = subject.plan.inputs.get("seq_len", (1, LENGTH))
     return int(max(low, min(LENGTH, longest, high)))
-
-
-def as_json(crossing: Any) -> dict[str, Any]:
-    """A crossing as plain data."""
-    from dataclasses import asdict
-
-    return asdict(crossing)
 
 
 def opened(args: argparse.Namespace, plan: str) -> Any:
@@ -228,13 +222,7 @@ def write_shown(args: argparse.Namespace, points: list[Any], assumptions: list[s
     """The files that are asked for. WriteError if they cannot be written."""
     timelines = [outcome.timeline for _, _, outcome in points if outcome is not None]
     if args.trace and timelines:
-        from plancc.show.trace import write_rank_traces, write_trace
-
-        if args.trace.endswith("/"):
-            write_rank_traces(timelines[0], args.trace)
-        else:
-            write_trace(timelines, args.trace)
-        say(f"wrote {args.trace}")
+        write_timelines(args.trace, timelines)
     if args.report:
         from plancc.explain import explain
         from plancc.show.report import Report, write_report

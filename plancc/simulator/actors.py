@@ -12,22 +12,14 @@ from math import prod
 
 from plancc.ir.layout import CutLeaf, Part
 from plancc.ir.mesh import Grid, mesh_of
-from plancc.ir.program import (
-    Bucket,
-    Collective,
-    Instruction,
-    Launch,
-    Merge,
-    ProgramSet,
-    RankProgram,
-)
+from plancc.ir.program import Instruction, Merge, ProgramSet, RankProgram
+from plancc.passes.run_programs import together
 from plancc.runtime.owners import is_owned
 from plancc.simulator.forms import Actor
 from plancc.simulator.place import Place, Sizes, cut_leaves
 
 FEW = 64
 """Worlds up to this many ranks have an actor for each rank."""
-LOCAL = ("shard", "once")
 
 Groups = Mapping[int, tuple[int, ...]]
 """Rank -> the ranks that it meets along some parts, itself among them, sorted."""
@@ -123,11 +115,9 @@ def meeting_parts(program: RankProgram) -> Iterator[tuple[Part, ...]]:
 
 def parts_of(step: Instruction) -> tuple[Part, ...]:
     """The parts along which one instruction meets others, () if it does not."""
-    if isinstance(step, Merge):
-        return (step.part,)
-    if isinstance(step, Collective):
-        return () if step.kind in LOCAL else step.parts
-    return step.parts if isinstance(step, (Bucket, Launch)) else ()
+    if not together(step):
+        return ()
+    return (step.part,) if isinstance(step, Merge) else step.parts
 
 
 def uneven_leaves(program: RankProgram, sizes: Sizes) -> list[CutLeaf]:

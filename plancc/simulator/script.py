@@ -151,7 +151,7 @@ class Writer:
     ) -> list[Item]:
         """What one instruction does."""
         path, line = where(step)
-        delta = self.delta(step, works)
+        delta = self.delta(step)
         found = []
         moves = isinstance(step, (Send, Recv, Transfer))
         if calls and not moves:
@@ -254,13 +254,11 @@ class Writer:
             )
         return Message(self.cast.actor_of[other], link, latency, busy * max(1, sharing), size)
 
-    def delta(self, step: Instruction, works: tuple[Work, ...]) -> int:
+    def delta(self, step: Instruction) -> int:
         """Bytes that an instruction takes, less those that it gives back; views and caches take none."""
         if isinstance(step, Free):
             return -sum(self.size(name) for name in step.names)
-        if isinstance(step, Compute) and (step.target == CACHE or not works):
-            return 0
-        return sum(self.place.nbytes(held) for held in produced(step))
+        return sum(self.size(held.name) for held in produced(step))
 
     def size(self, name: str) -> int:
         """The bytes of a value that takes room."""

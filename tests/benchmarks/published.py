@@ -65,7 +65,9 @@ def predict(row: Row, model: Row, dtype: str, fused: bool) -> dict[str, float]:
     unit = subject.unit("train", batch, seq_len)
     rooms = subject.rooms(unit, subject.memories(unit, batch, seq_len))
     subject.few = CLASSES
-    outcome = subject.simulation(unit, spans=False).run(Inputs(batch, seq_len, 0, row["accumulated"]))
+    outcome = subject.simulation(unit, spans=False).run(
+        Inputs(batch, seq_len, 0, row["accumulated"])
+    )
     return {
         "seconds": significant(outcome.seconds),
         "gigabytes": significant(max(room.memory.total for room in rooms) / 1e9),
