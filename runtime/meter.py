@@ -23,44 +23,24 @@ from plancc.runtime.runner import Runner
 from plancc.runtime.runner import Sequence as Running
 from plancc.runtime.sizes import build_dim
 from plancc.runtime.transport import Group, Shape, Transport
+from plancc.runtime.wrapped import VERBS, Wrapped
 
-VERBS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "exchange", "barrier")
 BETWEEN_MESHES = ("exchange", "all_to_all")
 PHASES = ("prefill", "decode")
 
 
-class Meter:
+class Meter(Wrapped):
     """A transport around another: seconds inside its verbs, bytes given to other ranks by verb.
 
     Reductions and gatherings count as rings do them; the runner's own transfers as `moves`.
     """
 
     def __init__(self, inner: Transport) -> None:
-        self.inner = inner
-        self.rank, self.world, self.device = inner.rank, inner.world, inner.device
-        self.counters = inner.counters
-        self.members: Group | None = getattr(inner, "members", None)
-        self.set_position = inner.set_position
+        super().__init__(inner)
         self.inside = 0.0
         self.sent: dict[str, int] = {}
         for verb in VERBS:
             setattr(self, verb, partial(self._timed, getattr(inner, verb), _COUNTS[verb]))
-
-    def lane(self) -> Any:
-        """The inner transport's lane, whose time is not counted: it runs beside the computation."""
-        from plancc.runtime.lane import Lane
-
-        make = getattr(self.inner, "lane", None)
-        return make() if make is not None else Lane(self, False)
-
-    @property
-    def program(self) -> str:
-        """The name of the rank's program."""
-        return self.inner.program
-
-    @program.setter
-    def program(self, name: str) -> None:
-        self.inner.program = name
 
     def reset(self) -> None:
         """Count from nothing."""

@@ -22,8 +22,7 @@ from plancc.runtime.local import run_local
 from plancc.runtime.runner import Placed, Runner
 from plancc.runtime.runner import Sequence as Running
 from plancc.runtime.transport import Group, Transport
-
-VERBS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "exchange", "barrier")
+from plancc.runtime.wrapped import VERBS, Wrapped
 
 START = 0
 """The instruction number of the meeting before the first step."""
@@ -38,7 +37,7 @@ Record = dict[str, Any]
 """rank; batch and tokens of the prompt; steps: [phase, variant, begin, end]; calls."""
 
 
-class Recorder:
+class Recorder(Wrapped):
     """A transport around another that writes down every call which meets other ranks.
 
     `batch` is the micro-batch that runs. What a lane does beside the computation is not recorded: only
@@ -46,31 +45,11 @@ class Recorder:
     """
 
     def __init__(self, inner: Transport) -> None:
-        self.inner = inner
-        self.rank, self.world, self.device = inner.rank, inner.world, inner.device
-        self.counters = inner.counters
-        self.members: Group | None = getattr(inner, "members", None)
-        self.set_position = inner.set_position
+        super().__init__(inner)
         self.batch = 0
         self.calls: list[Call] = []
         for verb in VERBS:
             setattr(self, verb, partial(self._noted, verb, getattr(inner, verb)))
-
-    def lane(self) -> Any:
-        """The inner transport's lane."""
-        from plancc.runtime.lane import Lane
-
-        make = getattr(self.inner, "lane", None)
-        return make() if make is not None else Lane(self, False)
-
-    @property
-    def program(self) -> str:
-        """The name of the rank's program."""
-        return self.inner.program
-
-    @program.setter
-    def program(self, name: str) -> None:
-        self.inner.program = name
 
     def _noted(self, verb: str, call: Callable[..., Any], *args: Any) -> Any:
         facts = _FACTS[verb](self.rank, *args)

@@ -15,7 +15,7 @@ from plancc.runtime.balance.balancer import placed_text
 from plancc.runtime.dims import within
 from plancc.runtime.owners import Owners
 from plancc.runtime.pieces import cut
-from plancc.runtime.runner import Placed, Runner
+from plancc.runtime.runner import Placed, Runner, split_batch
 from plancc.runtime.training.recorder import Recorder, Unrecorded
 from plancc.runtime.training.slices import (
     OwnedSlice,
@@ -311,7 +311,7 @@ def split(batch: int, count: int) -> list[tuple[int, int]]:
     """Balanced micro-batches; ArtifactError where one would be empty."""
     if batch < count:
         raise ArtifactError(f"a batch of {batch} has fewer sequences than {count} micro-batches")
-    return [(batch * i // count, batch * (i + 1) // count) for i in range(count)]
+    return split_batch(batch, count)
 
 
 def sliced(x: Tensor, one: MicroBatch, view: Recorder) -> Tensor:
