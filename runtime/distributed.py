@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from plancc.runtime.beacon import GROUP, MESSAGE, PART, Beacon, Channel, Entry
+from plancc.runtime.cores import settle
 from plancc.runtime.failure import LostPeer, Mismatch
 from plancc.runtime.lane import Lane
 from plancc.runtime.transport import (
@@ -369,8 +370,10 @@ def transport_from_env(
     limit = timedelta(seconds=time_limit)
     store, rank, world = next(iter(dist.rendezvous("env://", timeout=limit)))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
+    settle((), backend)  # torchrun's --numa-binding, or a scheduler, says where its processes run
     return open_transport(
-        backend or ("nccl" if torch.cuda.is_available() else "gloo"),
+        backend,
         rank,
         world,
         dist.PrefixStore(f"plancc/{attempt}", store),

@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from plancc.runtime.beacon import Beacon, Beacons
+from plancc.runtime.cores import cores_of, settle
 from plancc.runtime.distributed import open_transport
 from plancc.runtime.failure import LostPeer, Mismatch, RankFailure
 
@@ -63,6 +64,7 @@ def main(rank: int, start: Start) -> None:
         os.environ.update(start.environment)
         os.chdir(start.folder)
         torch.set_num_threads(1)
+        settle(cores_of(rank, start.world, start.backend), start.backend)
         _run(rank, start, scratch)
         code = 0
     except BaseException as error:

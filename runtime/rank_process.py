@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from plancc.runtime.beacon import Beacons
+from plancc.runtime.cores import settle
 from plancc.runtime.epoch import EpochTransport, cut_connections
 from plancc.runtime.processes import die_with_launcher, report_of
 
@@ -52,6 +53,7 @@ def serve(start: Start, work: Callable[[], None]) -> None:
         os.environ.update(start.environment)
         os.chdir(start.folder)
         torch.set_num_threads(1)
+        settle((), "gloo")  # ranks come and go: where each runs is left to the system
         work()
         code = 0
     finally:

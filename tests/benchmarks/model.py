@@ -16,6 +16,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from plancc.calibrate.check import Checked, predict, score, seconds_of
 from plancc.calibrate.machine import Machine, this_machine
 from plancc.calibrate.measure import calibrate, save
@@ -33,6 +35,8 @@ from tests.benchmarks.model_cases import CASES, Case
 HERE = Path(__file__).parent
 KEPT = HERE / "model"
 BACKENDS = ("local", "gloo")
+THREADS = 1
+"""That a rank computes with, of either backend."""
 PARTS = {True: "looked at while the model was made", False: "not looked at"}
 
 
@@ -47,11 +51,9 @@ def clusters_here(folder: Path) -> None:
 
 def truths(cases: Sequence[Case]) -> dict[str, Any]:
     """Run all steps: the machine, and what each step took, by its name."""
-    import torch
-
     import plancc.api
 
-    found: dict[str, Any] = {"machine": this_machine(torch.device("cpu"), 1).json(), "steps": {}}
+    found: dict[str, Any] = {"machine": this_machine(torch.device("cpu"), THREADS).json(), "steps": {}}
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:
             built = plancc.api.compile(
@@ -125,6 +127,7 @@ def error_text(mine: Sequence[Checked]) -> str:
 
 def section(keep: bool) -> list[str]:
     """Calibrate, run all steps, predict them: the table. `keep`: leave files and figures in KEPT."""
+    torch.set_num_threads(THREADS)
     with ExitStack() as stack:
         folder = KEPT if keep else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         clusters_here(folder)
@@ -166,6 +169,7 @@ def main() -> None:
     )
     parser.add_argument("--only", default="", help="measure the steps whose names contain this")
     args = parser.parse_args()
+    torch.set_num_threads(THREADS)
     if args.what == "calibrate":
         clusters_here(args.folder)
     elif args.what == "measure":
