@@ -373,14 +373,10 @@ def transport_from_env(
     backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
     settle((), backend)  # torchrun's --numa-binding, or a scheduler, says where its processes run
     return open_transport(
-        backend,
-        rank,
-        world,
-        dist.PrefixStore(f"plancc/{attempt}", store),
+        backend, rank, world, dist.PrefixStore(f"plancc/{attempt}", store),
         local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-        loopback=os.environ.get("LOCAL_WORLD_SIZE") == str(world),
-        time_limit=time_limit,
-    )
+        loopback=os.environ.get("LOCAL_WORLD_SIZE") == str(world), time_limit=time_limit,
+    )  # fmt: skip
 
 
 def _fresh(x: Tensor) -> Tensor:

@@ -53,13 +53,21 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Mean and largest absolute error of some steps, and how many pairs of a contest keep their order."""
+    """Mean and largest absolute error of some steps, and how many pairs of a contest keep their order.
+
+    `turned` has for each of the other pairs how much slower the slower one was when measured.
+    """
 
     steps: int
     mean: float
     worst: float
-    ordered: int
     pairs: int
+    turned: tuple[float, ...]
+
+    @property
+    def ordered(self) -> int:
+        """How many pairs keep their order."""
+        return self.pairs - len(self.turned)
 
 
 def point_of(row: Row, backend: str) -> Point:
@@ -118,10 +126,12 @@ def score(checked: Sequence[Checked]) -> Score:
     """The score of at least one step."""
     errors = [abs(one.error) for one in checked]
     pairs = list(contests(checked))
-    kept = sum(
-        (a.predicted - b.predicted) * (a.measured - b.measured) > 0 for a, b in pairs
-    )  # fmt: skip
-    return Score(len(errors), statistics.fmean(errors), max(errors), kept, len(pairs))
+    turned = tuple(
+        max(a.measured, b.measured) / min(a.measured, b.measured) - 1
+        for a, b in pairs
+        if (a.predicted - b.predicted) * (a.measured - b.measured) <= 0
+    )
+    return Score(len(errors), statistics.fmean(errors), max(errors), len(pairs), turned)
 
 
 def contests(checked: Iterable[Checked]) -> Iterable[tuple[Checked, Checked]]:

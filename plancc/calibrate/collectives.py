@@ -1,14 +1,17 @@
-"""Verbs between ranks as programs call them: after other work, so that nothing of them is in the caches."""
+"""Verbs between ranks as programs call them: between other work, so that nothing of them is in the caches."""
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from plancc.calibrate.between import Between
 from plancc.calibrate.clock import Effort
 from plancc.calibrate.spread import Spread, spread_of
 from plancc.calibrate.steps import settle
@@ -26,36 +29,62 @@ AT = 22
 """Instruction number of all that is measured."""
 ITEM = 4
 """Bytes of an element: verbs are measured in float32."""
-WORK = 4 << 20
-"""Bytes that a rank reads before each call."""
 MOST = 200
 """Calls of a verb, at most."""
 
-Meeting = tuple[float, float, float]
-"""A call on one rank: its begin and end (the host's monotonic clock), and its seconds on a core."""
+
+class Meeting(NamedTuple):
+    """A call on one rank: its begin and end (the host's monotonic clock), and its seconds on a core.
+
+    `half` of the work was done before it, in `work` seconds on a core. `given` are those for which a message
+    kept its sender.
+    """
+
+    begin: float
+    end: float
+    busy: float
+    half: int
+    work: float
+    given: float
+
+
+class Measured(NamedTuple):
+    """What a rank measured: seconds of the halves of the work `alone`, and (verb, bytes, calls)."""
+
+    alone: list[float]
+    calls: list[tuple[str, int, list[Meeting]]]
+
+    @staticmethod
+    def from_json(found: Any) -> Measured:
+        """Take what came as plain data."""
+        alone, calls = found
+        return Measured(alone, [(k, size, [Meeting(*m) for m in met]) for k, size, met in calls])
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """Seconds of a verb (or message) among `ranks`; `size` is each one's operand in bytes."""
+    """Seconds of a verb (or message) among `ranks`; `size` is each one's operand in bytes.
+
+    `given` are those for which a message kept its sender.
+    """
 
     kind: str
     ranks: int
     size: int
     seconds: Spread
+    given: float = 0.0
 
 
-def run_rank(
-    transport: Transport, payload: Mapping[str, Any]
-) -> list[tuple[str, int, list[Meeting]]]:
-    """Entry of a rank: (verb, bytes, calls) of everything that `payload` asks for."""
+def run_rank(transport: Transport, payload: Mapping[str, Any]) -> Measured:
+    """Entry of a rank: everything that `payload` asks for."""
     torch.set_num_threads(int(payload["threads"]))
-    effort = Effort(**payload["effort"])
-    found = []
+    effort, work = Effort(**payload["effort"]), Between(transport.device)
     with torch.no_grad():
-        for kind, size, call in calls_of(transport, payload["sizes"]):
-            found.append((kind, size, meetings(transport, call, effort)))
-    return found
+        alone = undisturbed(transport, work, effort)
+        return Measured(alone, [
+            (kind, size, meetings(transport, call, work, effort))
+            for kind, size, call in calls_of(transport, payload["sizes"])
+        ])  # fmt: skip
 
 
 def calls_of(
@@ -74,7 +103,7 @@ def calls_of(
             yield kind, count * ITEM, _call(comm, view, kind, count, world)
         if world == 2:
             count = max(1, size // ITEM)
-            yield MESSAGE, count * ITEM, _there_and_back(comm, view, count)
+            yield MESSAGE, count * ITEM, _there_and_back(comm, view, count, core_clock(transport))
 
 
 def _call(comm: Comm, view: View, kind: str, count: int, world: int) -> Callable[[], object]:
@@ -95,34 +124,45 @@ def _call(comm: Comm, view: View, kind: str, count: int, world: int) -> Callable
     return lambda: verb(x, 1, dim, "tp", AT)
 
 
-def _there_and_back(comm: Comm, view: View, count: int) -> Callable[[], object]:
-    """A value of `count` elements to the other of two ranks, and one from it."""
+def _there_and_back(
+    comm: Comm, view: View, count: int, busy: Callable[[], float]
+) -> Callable[[], float]:
+    """A value of `count` elements to the other of two ranks, and one from it: the sender's seconds."""
     x = torch.randn(count, device=view.device)
     dims = [view.dim("rows", count)]
     first, second = (Members(f"rank {rank}", "base", (rank,)) for rank in range(2))
 
-    def both() -> None:
+    def both() -> float:
+        given = 0.0
         for giver, source, target in ((0, first, second), (1, second, first)):
+            start = busy()
             if view.rank == giver:
                 comm.send(x, source, dims, target, dims, AT)
+                given = busy() - start
             else:
                 comm.recv(x.dtype, source, dims, target, dims, AT)
+        return given
 
     return both
 
 
-def meetings(transport: Transport, call: Callable[[], object], effort: Effort) -> list[Meeting]:
+def meetings(
+    transport: Transport, call: Callable[[], object], work: Between, effort: Effort
+) -> list[Meeting]:
     """Calls that all ranks make together, with other work before each; the first ones do not count."""
-    waste = torch.ones(WORK // ITEM, device=transport.device)
-    busy = time.thread_time if isinstance(transport, LocalTransport) else time.process_time
+    busy = core_clock(transport)
 
     def once() -> Meeting:
-        waste.sum()
+        start = busy()
+        half = work()
         settle(transport.device)
-        begin, spent = time.perf_counter(), busy()
-        call()
+        begin, ready = time.perf_counter(), busy()
+        given = call()
         settle(transport.device)
-        return begin, time.perf_counter(), busy() - spent
+        end, spent = time.perf_counter(), busy() - ready
+        return Meeting(
+            begin, end, spent, half, ready - start, given if isinstance(given, float) else 0.0
+        )
 
     for _ in range(effort.warm):
         once()
@@ -131,34 +171,80 @@ def meetings(transport: Transport, call: Callable[[], object], effort: Effort) -
     return [once() for _ in range(max(effort.laps, min(MOST, count)))]
 
 
+def core_clock(transport: Transport) -> Callable[[], float]:
+    """The seconds that a rank has spent on a core: as a thread, or as a process."""
+    return time.thread_time if isinstance(transport, LocalTransport) else time.process_time
+
+
+def undisturbed(transport: Transport, work: Between, effort: Effort) -> list[float]:
+    """Seconds on a core of each half of the work where nothing is between them, on all ranks at once."""
+    busy = core_clock(transport)
+    transport.barrier(tuple(range(transport.world)), AT)
+    found: list[list[float]] = [[] for _ in work.halves]
+    for at in range(len(found) * (effort.warm + 5 * effort.laps)):
+        start = busy()
+        half = work()
+        settle(transport.device)
+        if at >= len(found) * effort.warm:
+            found[half].append(busy() - start)
+    return [statistics.median(seconds) for seconds in found]
+
+
 def slowest(transport: Transport, meeting: Meeting) -> float:
     """Seconds of the call on the rank where it took longest: the same number on all ranks."""
     everyone = tuple(range(transport.world))
-    mine = torch.tensor([meeting[1] - meeting[0]], dtype=torch.float64, device=transport.device)
+    mine = torch.tensor([meeting.end - meeting.begin], dtype=torch.float64, device=transport.device)
     found = transport.all_gather(mine, everyone, [(1,)] * transport.world, AT)
     return max(float(x) for x in found)
 
 
-def joined(
-    ranks: Sequence[Sequence[tuple[str, int, Sequence[Meeting]]]], by_turns: bool
-) -> list[Exchange]:
-    """Seconds of calls from what all ranks kept.
+def joined(ranks: Sequence[Measured], cores: int) -> list[Exchange]:
+    """Seconds of calls from what all ranks kept; `cores` compute at a time (0: a device each).
 
-    From when the last rank came to when the last one left; of ranks that run by turns what all of them
-    spent on the core that they share.
+    From when the last rank came to when the last one left. Ranks that are more than the cores wait for one,
+    too, which is no part of the verb: there as many times what a rank spends on a core as they have to take
+    turns. And on CPUs what the work behind a call takes longer than work without one: it finds the caches
+    changed.
     """
     found = []
-    for rows in zip(*ranks, strict=True):
+    for rows in zip(*(one.calls for one in ranks), strict=True):
         kind, size, _ = rows[0]
         ways = 2 if kind == MESSAGE else 1
+        turns = math.ceil(len(ranks) / cores) if cores else 1
+        after = [behind(one.alone, met) for one, (_, _, met) in zip(ranks, rows, strict=True)]
+        more = turns * statistics.fmean(after) if cores else 0.0
         seconds = [
-            (
-                sum(m[2] for m in met)
-                if by_turns
-                else max(m[1] for m in met) - max(m[0] for m in met)
-            )
-            / ways
+            (turns * statistics.fmean(m.busy for m in met) if turns > 1 else lasted(met)) + more
             for met in zip(*(calls for _, _, calls in rows), strict=True)
         ]
-        found.append(Exchange(kind, len(rows), size, spread_of(seconds)))
+        given = statistics.fmean(statistics.median(m.given for m in met) for _, _, met in rows)
+        spread = spread_of([s / ways for s in seconds])
+        found.append(Exchange(kind, len(rows), size, spread, given))
     return found
+
+
+def together(launches: Sequence[Sequence[Measured]]) -> list[Measured]:
+    """What the ranks of several launches measured as if it had been one, by rank."""
+    found = []
+    for ranks in zip(*launches, strict=True):
+        alone = [statistics.fmean(half) for half in zip(*(one.alone for one in ranks), strict=True)]
+        calls = [
+            (rows[0][0], rows[0][1], [meeting for _, _, met in rows for meeting in met])
+            for rows in zip(*(one.calls for one in ranks), strict=True)
+        ]
+        found.append(Measured(alone, calls))
+    return found
+
+
+def lasted(met: Sequence[Meeting]) -> float:
+    """Seconds from when the last rank came to a call until the last one left it."""
+    return max(m.end for m in met) - max(m.begin for m in met)
+
+
+def behind(alone: Sequence[float], calls: Sequence[Meeting]) -> float:
+    """Seconds that work takes longer between the calls of a rank than without them."""
+    found = [
+        statistics.median([m.work for m in calls if m.half == half] or [seconds]) - seconds
+        for half, seconds in enumerate(alone)
+    ]
+    return max(0.0, statistics.fmean(found))

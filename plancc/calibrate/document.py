@@ -13,6 +13,7 @@ import numpy as np
 from plancc.calibrate.collectives import KINDS, MESSAGE, Exchange
 from plancc.calibrate.machine import Machine
 from plancc.calibrate.programs import Rows
+from plancc.calibrate.samples import Runs
 from plancc.calibrate.works import Timed
 from plancc.dsl.errors import Bug
 from plancc.simulator.parse_cluster import SCHEMA
@@ -26,7 +27,10 @@ Constant = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """All that was measured: `rows` of calls in programs (else those of `works` count), `host` by name."""
+    """All that was measured: `rows` of calls in programs (else those of `works` count), `host` by name.
+
+    Rows and `host` are what has become of `runs`.
+    """
 
     machine: Machine
     backend: str
@@ -35,6 +39,7 @@ class Findings:
     rows: Rows = field(default_factory=dict)
     host: Mapping[str, float] = field(default_factory=dict)
     gpus: int = 0
+    runs: Runs = field(default_factory=Runs)
 
     @property
     def kind(self) -> str:
@@ -226,6 +231,7 @@ def links_of(found: Findings) -> dict[str, Any]:
     if not pairs or not sums:
         return {}
     latency, bandwidth = line(pairs)
+    overhead = min(latency, min(pairs, key=lambda e: e.size).given)
     two, most = min(e.ranks for e in sums), max(e.ranks for e in sums)
     small = smallest(found.exchanges, "all_reduce", two)
     large = max((e for e in sums if e.ranks == two), key=lambda e: e.size)
@@ -242,7 +248,10 @@ def links_of(found: Findings) -> dict[str, Any]:
             share(s / small for s in others), say("the smallest of the other verbs over all-reduce")
         ),
         "step": constant(max(0.0, step), say(f"the smallest all-reduce among {two} and {most}")),
-        "message_latency": constant(latency, say("a line through messages there and back")),
+        "message_latency": constant(
+            latency - overhead, say("a line through messages there and back, less the overhead")
+        ),
+        "message_overhead": constant(overhead, say("what the smallest message keeps its sender")),
     }
 
 

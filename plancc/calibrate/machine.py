@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from plancc.calibrate.pace import SLOW
 from plancc.calibrate.spread import Spread
 
 BUSY = 0.3
@@ -90,9 +91,14 @@ def load() -> float:
         return 0.0
 
 
-def disturbances(machine: Machine, spreads: Iterable[Spread]) -> list[str]:
-    """Why the figures may be wrong: others computed beforehand, or repeats lie far apart."""
+def disturbances(machine: Machine, spreads: Iterable[Spread], slower: float = 0.0) -> list[str]:
+    """Why the figures may be wrong: others computed beforehand or meanwhile, or repeats lie far apart.
+
+    `slower` tells by how much the machine was slower than at its best.
+    """
     found = []
+    if slower > SLOW:
+        found.append(f"the machine was up to {slower:.0%} slower than at its best, for a while")
     if machine.load > BUSY * machine.cores:
         found.append(
             f"the machine was busy before this began: a load of {machine.load:.1f} on {machine.cores} "

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from plancc.calibrate import collectives, works
-from plancc.calibrate.clock import QUICK, THOROUGH
+from plancc.calibrate.clock import QUICK, THOROUGH, Effort
 from plancc.calibrate.document import Findings, document
 from plancc.calibrate.machine import disturbances, this_machine, usable_cores
+from plancc.calibrate.pace import Pace
 from plancc.calibrate.request import CalibrationError, Request, started
 from plancc.calibrate.stages import program_stages
 from plancc.runtime.local import run_local
@@ -23,6 +24,8 @@ from plancc.runtime.local import run_local
 SIZES = tuple(8 << (3 * step) for step in range(8))
 """Bytes of an operand: 8 B to 16 MiB."""
 QUICK_SIZES = (8, 4096, 262144)
+LAUNCHES, SHORT = 4, Effort(0.004, 3, 1)
+"""How often ranks are started as threads, whose turns may be on one core or on several, and each effort."""
 WORK = ("matmul", "attention", "memory")
 
 Told = Callable[[int, int, str], None]
@@ -37,8 +40,13 @@ class Calibration:
     warnings: tuple[str, ...]
 
 
-def calibrate(request: Request, told: Told = lambda done, of, next: None) -> Calibration:
-    """Measure. Raises CalibrationError, RankFailure."""
+def calibrate(
+    request: Request, told: Told = lambda done, of, next: None, pace: Pace | None = None
+) -> Calibration:
+    """Measure. Raises CalibrationError, RankFailure.
+
+    A stage is measured again while the machine is slower than at its best, which `pace` knows.
+    """
     device = torch.device("cuda" if request.backend == "nccl" else "cpu")
     ranks = group_sizes(request)
     threads = torch.get_num_threads() if request.backend == "local" else 1
@@ -51,12 +59,13 @@ def calibrate(request: Request, told: Told = lambda done, of, next: None) -> Cal
     stages += [(f"{n} ranks that meet", partial(with_verbs, request, n, threads)) for n in ranks]
     if device.type == "cpu":
         stages += program_stages(request, threads)
+    pace = pace or Pace(device)
     for at, (name, stage) in enumerate(stages):
         told(at, len(stages), name)
-        found = stage(found)
+        found = pace.steadily(partial(stage, found))
     told(len(stages), len(stages), "")
     spreads = [w.seconds for w in found.works] + [e.seconds for e in found.exchanges]
-    return Calibration(document(found), tuple(disturbances(machine, spreads)))
+    return Calibration(document(found), tuple(disturbances(machine, spreads, pace.worst)))
 
 
 def with_calls(request: Request, kind: str, dtype: str, threads: int, found: Findings) -> Findings:
@@ -74,13 +83,21 @@ def with_verbs(request: Request, count: int, threads: int, found: Findings) -> F
     """The verbs among `count` ranks."""
     payload = {
         "sizes": QUICK_SIZES if request.quick else SIZES, "threads": threads,
-        "effort": asdict(QUICK if request.quick else THOROUGH),
+        "effort": asdict(
+            QUICK if request.quick else SHORT if request.backend == "local" else THOROUGH
+        ),
     }  # fmt: skip
     if request.backend == "local":
-        ranks = run_local(count, lambda t: collectives.run_rank(t, payload))
+        launches = [
+            run_local(count, lambda t: collectives.run_rank(t, payload))
+            for _ in range(1 if request.quick else LAUNCHES)
+        ]
+        ranks = collectives.together(launches)
     else:
-        ranks = started(request.backend, count, "plancc.calibrate.collectives:run_rank", payload)
-    met = collectives.joined(ranks, request.backend == "local")
+        told = started(request.backend, count, "plancc.calibrate.collectives:run_rank", payload)
+        ranks = [collectives.Measured.from_json(one) for one in told]
+    cores = {"local": 1, "gloo": usable_cores(), "nccl": 0}[request.backend]
+    met = collectives.joined(ranks, cores)
     return replace(found, exchanges=[*found.exchanges, *met])
 
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from plancc.calibrate.point import DECODE, PREFILL, TRAIN, Point
 from plancc.calibrate.samples import Sample
 from plancc.calibrate.toy import Width
-from plancc.ir.program import Backward, Compute
+from plancc.ir.program import Backward
 from plancc.simulator.hardware import Hardware
 from plancc.simulator.script import as_measured, operator, python_calls, whole
 
+BY_OPERATOR = ("memory", "attention")
+"""The kinds of work that operators do differently: matrix products are all alike."""
 Rows = dict[str, dict[str, list[list[float]]]]
 """Operator (or kind of work) -> dtype -> [FLOPs, bytes, seconds]."""
 
@@ -70,12 +72,12 @@ def rows_of(samples: Iterable[Sample]) -> Rows:
         works = [work for each in sample.works for work in each]
         if len(sample.steps) != 1 or not works:
             continue
-        step, name = sample.steps[0], operator(sample.steps[0], works)
+        name = operator(sample.steps[0])
         if len(works) > 1 and not name:
             continue
         work = whole(works) if len(works) > 1 else works[0]
         names = {work.kind} if len(works) == 1 else set()
-        if work.kind == "memory" and isinstance(step, Compute):
+        if name and (len(works) > 1 or work.kind in BY_OPERATOR):
             names.add(name)
         for name in names:
             rows = found.setdefault((name, work.dtype), {})
@@ -117,7 +119,7 @@ def known_seconds(sample: Sample, hardware: Hardware) -> float:
     """What a file says of the works of a sample, and of its instructions without works."""
     found = 0.0
     for step, works in zip(sample.steps, sample.works, strict=True):
-        name = operator(step, works)
+        name = operator(step)
         for work in as_measured(hardware, 0, step, works):
             found += hardware.seconds(0, work, name)
         if not works:

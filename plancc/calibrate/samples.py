@@ -57,6 +57,15 @@ class Sample:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """The samples of all programs so far, and the seconds around decode steps."""
+
+    inference: tuple[Sample, ...] = ()
+    training: tuple[Sample, ...] = ()
+    around: tuple[float, ...] = ()
+
+
 @dataclass(frozen=True)
 class Compiled:
     """A decoder compiled under a plan: its artifact, grids, programs and probed files by phase and rank."""

@@ -34,7 +34,6 @@ from plancc.calibrate.samples import (
     EXPERTS,
     SPLIT,
     Compiled,
-    Sample,
     compiled,
     samples,
 )
@@ -50,24 +49,15 @@ ADAM_WORDS = 7
 Stage = tuple[str, Callable[[Findings], Findings]]
 
 
-class Runs:
-    """The samples so far, which the last stages work on, and seconds around decode steps."""
-
-    def __init__(self) -> None:
-        self.inference: list[Sample] = []
-        self.training: list[Sample] = []
-        self.around: list[float] = []
-
-
 def program_stages(request: Request, threads: int) -> list[Stage]:
     """The stages that run programs; training only in the first dtype."""
-    plan, runs = points(request.quick, request.backend), Runs()
+    plan = points(request.quick, request.backend)
     texts = [(ALONE, width) for width in plan.widths]
     texts += [(SPLIT, plan.split), (APART, plan.split), (EXPERTS, plan.experts)]
     found: list[Stage] = [
         (
             title(f"{dtype} decoder", width, text),
-            partial(infer, request, plan, width, dtype, text, threads, runs),
+            partial(infer, request, plan, width, dtype, text, threads),
         )
         for dtype in request.dtypes
         for text, width in texts
@@ -75,11 +65,11 @@ def program_stages(request: Request, threads: int) -> list[Stage]:
     found += [
         (
             title("training of a decoder", width, ALONE),
-            partial(train, request, plan, width, threads, runs),
+            partial(train, request, plan, width, threads),
         )
         for width in plan.trained
     ]
-    return [*found, ("training steps", partial(optimize, request, runs))]
+    return [*found, ("training steps", partial(optimize, request))]
 
 
 def title(what: str, width: Width, text: str) -> str:
@@ -88,8 +78,7 @@ def title(what: str, width: Width, text: str) -> str:
 
 
 def infer(
-    request: Request, plan: Plan, width: Width, dtype: str, text: str, threads: int, runs: Runs,
-    found: Findings,
+    request: Request, plan: Plan, width: Width, dtype: str, text: str, threads: int, found: Findings
 ) -> Findings:  # fmt: skip
     """Prefills and decode steps of one decoder under a plan: more rows."""
     chosen = plan.points if text == ALONE else plan.points[::2]
@@ -97,30 +86,28 @@ def infer(
         model = Decoder(width).to(dtype_named(dtype))
         decoder = compiled(model, False, Path(folder) / "decoder", text)
         laps = all_laps(request, decoder, chosen, threads)
+    more, around = list(found.runs.inference), list(found.runs.around)
     for point, one in zip(chosen, laps, strict=True):
-        runs.inference += samples(decoder, point, one)
+        more += samples(decoder, point, one)
         if point.phase == DECODE and text == ALONE:
-            runs.around += one[0][AROUND]
-    rows = rows_of(runs.inference)
-    host = {
-        "instruction": instruction_seconds(runs.inference),
-        "step": statistics.median(runs.around),
-    }
-    return replace(found, rows=rows, host={**found.host, **host})
+            around += one[0][AROUND]
+    runs = replace(found.runs, inference=tuple(more), around=tuple(around))
+    host = {"instruction": instruction_seconds(more), "step": statistics.median(around)}
+    return replace(found, rows=rows_of(more), host={**found.host, **host}, runs=runs)
 
 
-def train(
-    request: Request, plan: Plan, width: Width, threads: int, runs: Runs, found: Findings
-) -> Findings:
+def train(request: Request, plan: Plan, width: Width, threads: int, found: Findings) -> Findings:
     """Forward and backward of one decoder: what autograd adds."""
     with tempfile.TemporaryDirectory(prefix="plancc-decoder-") as folder:
         model = Decoder(width).to(dtype_named(request.dtypes[0]))
         decoder = compiled(model, True, Path(folder) / "decoder")
         laps = all_laps(request, decoder, plan.training, threads)
+        more = list(found.runs.training)
         for point, one in zip(plan.training, laps, strict=True):
-            runs.training += samples(decoder, point, one)
+            more += samples(decoder, point, one)
     hardware = parse_cluster(document(found)).place([0])
-    return replace(found, host={**found.host, **autograd_seconds(runs.training, hardware)})
+    runs = replace(found.runs, training=tuple(more))
+    return replace(found, host={**found.host, **autograd_seconds(more, hardware)}, runs=runs)
 
 
 def all_laps(
@@ -138,7 +125,7 @@ def all_laps(
     ]
 
 
-def optimize(request: Request, runs: Runs, found: Findings) -> Findings:
+def optimize(request: Request, found: Findings) -> Findings:
     """Training steps of tiny decoders and a wide one: what is behind the programs."""
     wide = QUICK_WIDE if request.quick else WIDE
     few, many, large = (behind(request, width) for width in (*TINY, wide))

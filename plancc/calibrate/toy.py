@@ -108,7 +108,7 @@ class _Mixture(nn.Module):
         return mixed
 
 
-class _Layer(nn.Module):
+class Layer(nn.Module):
     """Attention and a gated MLP, each behind a norm."""
 
     def __init__(self, width: Width) -> None:
@@ -132,7 +132,7 @@ class Decoder(nn.Module):
     def __init__(self, width: Width) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(width.vocab, width.hidden)
-        self.layers = nn.ModuleList(_Layer(width) for _ in range(width.layers))
+        self.layers = nn.ModuleList(Layer(width) for _ in range(width.layers))
         self.norm = _Norm(width.hidden)
         self.lm_head = nn.Linear(width.hidden, width.vocab, bias=False)
         half = width.head_dim // 2

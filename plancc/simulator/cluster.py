@@ -237,6 +237,7 @@ def idealised(raw: Mapping[str, Any]) -> dict[str, Any]:
         if "peak" in link:
             link["bandwidth"] = link["peak"]
             link.pop("message_bandwidth", None)
+        link.pop("message_overhead", None)
         for name in ("latency", "step", "message_latency"):
             link[name] = {"value": 0.0, "source": IDEAL}
     return made

@@ -107,6 +107,7 @@ def slowest(links: Sequence[Link]) -> Link:
         max(link.step for link in links),
         max(link.message_latency for link in links),
         min(link.message_bandwidth for link in links),
+        max(link.message_overhead for link in links),
         None,
         min(link.nics for link in links),
     )

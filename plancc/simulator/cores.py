@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from plancc.simulator.script import Message
+from plancc.simulator.script import Item, Message
+
+SLICE = 4e-3
+"""Seconds on a core after which another may have it: a tick of the scheduler (Linux, CONFIG_HZ=250)."""
+OWN = ("work", "send", "mark")
+"""Items that wait for nobody."""
 
 
 class Cores:
@@ -39,3 +44,20 @@ class Cores:
         for at in chosen:
             free[at] = start + seconds
         return start
+
+
+def stints_of(items: Sequence[Item]) -> list[float]:
+    """For each item the seconds for which an actor takes a core when it comes to it.
+
+    An actor that computes keeps its core until it waits for others or has had it for a SLICE, but not in the
+    middle of a call: what the first of such items takes is for all of them, the others have 0.
+    """
+    found = [0.0] * len(items)
+    first: int | None = None
+    for at, item in enumerate(items):
+        if item.kind not in OWN or (first is not None and found[first] >= SLICE):
+            first = None
+        if item.kind in OWN and item.seconds:
+            first = at if first is None else first
+            found[first] += item.seconds
+    return found

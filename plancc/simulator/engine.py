@@ -9,80 +9,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 from plancc.dsl.errors import Bug
-from plancc.simulator.cores import Cores
+from plancc.simulator.cores import Cores, stints_of
 from plancc.simulator.forms import COMMUNICATION, COMPUTE, Actor, Span
-from plancc.simulator.script import Item, Script, by_link
+from plancc.simulator.process import Call, Fact, Meeting, Process, Slots, Wait
+from plancc.simulator.script import Item, by_link
 from plancc.simulator.stretches import Stretch
-
-Fact = tuple[object, ...]
-"""What others wait for: that all came to a collective, that a message was sent, that a call ended."""
-Wait = tuple[Fact, ...] | None
-"""What a walker needs to go on; None: the other micro-batches of its actor have their turn."""
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call of a function for one micro-batch, with the script of its sizes.
-
-    It begins when the facts `needs` are there. `tells` is a fact, and how many actors must tell it.
-    `last`: no later micro-batch of the step runs this function.
-    """
-
-    name: str
-    script: Script
-    batch: int = 0
-    step: int = 0
-    needs: tuple[Fact, ...] = ()
-    tells: tuple[Fact, int] | None = None
-    last: bool = True
-
-
-Slots = Sequence[Sequence[Call]]
-"""The calls of an actor: slots take turns at pauses, the calls of one slot follow each other."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """The seconds of one actor, whose rest is waiting: `busy` computing (`kinds`: with what), `moving` in
-    communication, `exposed` the part of that which nothing hides. `sent` counts bytes, `ends` when calls
-    ended.
-    """
-
-    busy: float = 0.0
-    moving: float = 0.0
-    exposed: float = 0.0
-    sent: int = 0
-    flops: int = 0
-    kinds: dict[str, float] = field(default_factory=dict)
-    ends: list[tuple[str, int, int, float]] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Meeting:
-    """Who has come to a collective, and when it can begin."""
-
-    came: int = 0
-    begin: float = 0.0
-    seconds: float = 0.0
-    latest: int = -1
-
-
-class Process:
-    """One actor on its way: its clock, what it has under way, what it did."""
-
-    def __init__(self, rounds: Sequence[Slots], resting: int = 0) -> None:
-        self.rounds = rounds
-        self.clock = self.side = self.shown = 0.0
-        self.live = self.resting = resting
-        self.memory: list[tuple[float, int]] = [(0.0, resting)]
-        self.tally = Tally()
-        self.spans: list[Span] = []
-        self.counts: dict[object, int] = {}
-        self.started: dict[str, Fact] = {}
-        self.queue: list[tuple[Item, Call, float, Fact]] = []
 
 
 class Engine:
@@ -98,7 +32,7 @@ class Engine:
         self.processes = [Process(*pair) for pair in zip(rounds, self.resting, strict=True)]
         self.facts: dict[Fact, float] = {}
         self.posted: dict[Fact, float] = {}
-        self.meetings: dict[Fact, _Meeting] = {}
+        self.meetings: dict[Fact, Meeting] = {}
         self.told: dict[Fact, int] = {}
         self.free: dict[tuple[str, str], float] = {}
         self.parked: dict[Fact, list[tuple[int, tuple[Fact, ...]]]] = {}
@@ -184,7 +118,14 @@ class Engine:
                 "wait for the token",
             )
         before = process.live
-        for item in call.script.get(call.name, ()):
+        items = call.script.get(call.name, ())
+        stints = stints_of(items) if self.cores is not None else [0.0] * len(items)
+        for item, stint in zip(items, stints, strict=True):
+            if self.cores is not None and (stint or item.kind == "meet"):
+                yield ()  # cores are given away in the order of time
+            if self.cores is not None and stint:
+                start = self.cores.take(number, process.clock, stint)
+                self.wait(number, start, call, item, "wait for a core")
             yield from self.item(number, item, call)
             if item.delta:
                 process.live += item.delta
@@ -204,8 +145,6 @@ class Engine:
     def item(self, number: int, item: Item, call: Call) -> Iterator[Wait]:
         """One thing that an actor does."""
         process = self.processes[number]
-        if self.cores is not None and item.kind in ("work", "meet"):
-            yield ()  # cores are given away in the order of time
         if item.kind == "work":
             self.work(number, item, call)
         elif item.kind == "alone":
@@ -243,9 +182,6 @@ class Engine:
     def work(self, number: int, item: Item, call: Call) -> None:
         """Compute."""
         process, tally = self.processes[number], self.processes[number].tally
-        if self.cores is not None:
-            start = self.cores.take(number, process.clock, item.seconds)
-            self.wait(number, start, call, item, "wait for a core")
         begin, process.clock = process.clock, process.clock + item.seconds
         tally.busy += item.seconds
         tally.flops += item.label.flops
@@ -272,7 +208,7 @@ class Engine:
         key = (stream, item.parts, item.group)
         process.counts[key] = process.counts.get(key, 0) + 1
         fact: Fact = ("met", *key, process.counts[key])
-        meeting = self.meetings.setdefault(fact, _Meeting())
+        meeting = self.meetings.setdefault(fact, Meeting())
         meeting.came += 1
         if clock >= meeting.begin:
             meeting.begin, meeting.latest = clock, number
@@ -329,19 +265,26 @@ class Engine:
             self.note(number, COMPUTE, item, call, begin, process.clock)
 
     def send(self, number: int, item: Item, call: Call) -> None:
-        """Give messages to their links, one after the other; the actor goes on at once."""
+        """Give messages to their links, one after the other; the actor goes on once all are given."""
         process = self.processes[number]
-        leave = process.clock
+        posted, leave = process.clock, self.give(number, item, call)
         for link, busy in by_link(item.messages).items():
             end = max(process.clock, self.free.get((link, "out"), 0.0)) + busy
             self.free[link, "out"] = end
             leave = max(leave, end)
         fact: Fact = ("sent", item.edge, call.step, call.batch, number)
-        self.posted[fact] = process.clock
+        self.posted[fact] = posted
         self.tell(fact, leave)
         process.tally.sent += item.label.bytes
         if item.messages:
             self.note(number, COMMUNICATION, item, call, process.clock, leave)
+
+    def give(self, number: int, item: Item, call: Call) -> float:
+        """Let the sender do what it has to do with messages; when it has done it."""
+        process = self.processes[number]
+        if item.seconds:
+            self.move(number, replace(item, label=replace(item.label, bytes=0)), call, item.seconds)
+        return process.clock
 
     def receive(self, number: int, item: Item, call: Call, facts: tuple[Fact, ...]) -> None:
         """Wait for messages: the last to leave its sender, or what this rank's own link can take."""

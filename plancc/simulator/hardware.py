@@ -134,6 +134,10 @@ class Hardware:
         link = self._between(source, target)
         return link.message_latency, size / link.message_bandwidth
 
+    def overhead(self, source: int, target: int) -> float:
+        """Seconds of the sender of a message before it goes on."""
+        return self._between(source, target).message_overhead
+
     def links(self, rank: int) -> tuple[str, str]:
         """The names of what a rank sends by: its port within the node, and its NIC. Both are full duplex."""
         kind = self.kinds[rank]
@@ -230,8 +234,7 @@ def find_calls(kind: Kind, work: Work, operator: str) -> MeasuredCalls | None:
 
     What is bound by its bytes is alike in all dtypes.
     """
-    names = (operator, work.kind) if work.kind == "memory" else (work.kind,)
-    for name in names:
+    for name in (operator, work.kind):
         found = kind.calls.get((name, work.dtype))
         if found is None and work.kind == "memory":
             found = next((calls for (one, _), calls in kind.calls.items() if one == name), None)

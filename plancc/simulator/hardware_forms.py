@@ -174,7 +174,8 @@ class Link:
     It is what collectives reach ("bus bandwidth"), `message_bandwidth` what a message does, `peak` what the
     data sheet says. `latency` is the seconds
     of a small all-reduce, `one_way` the share of it that the other verbs take, `step` the seconds of a
-    further step of a ring or tree, `message_latency` that of a message. `nics` counts the NICs of a node
+    further step of a ring or tree, `message_latency` that of a message, `message_overhead` those of its
+    sender before it goes on (the o of LogP, Culler et al. 1993). `nics` counts the NICs of a node
     (0: it does not join nodes).
     """
 
@@ -185,6 +186,7 @@ class Link:
     step: float
     message_latency: float
     message_bandwidth: float
+    message_overhead: float = 0.0
     peak: float | None = None
     nics: int = 0
 

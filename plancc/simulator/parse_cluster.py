@@ -37,6 +37,7 @@ LINK = (
     "one_way",
     "step",
     "message_latency",
+    "message_overhead",
     "nics",
 )
 MEASURED = ("kind", "ranks", "nodes", "bytes", "seconds")
@@ -212,18 +213,18 @@ def parse_kind(read: Reader, name: str, value: Any, links: Mapping[str, Link]) -
 def parse_calls(read: Reader, value: Any, at: str) -> dict[tuple[str, str], MeasuredCalls]:
     """Measured rows [FLOPs, bytes, seconds] by operator (or kind of work) and dtype.
 
-    Those of products and attention all have FLOPs, those of other operators none.
+    All of a name have FLOPs or none has; those of products and attention have.
     """
     found = {}
     for name, by_dtype in read.table(value, at).items():
         for dtype, rows in read.table(by_dtype, join(at, name), DTYPES).items():
             where = join(join(at, name), dtype)
             points = list(parse_rows(read, rows, where))
-            mixed = len({flops > 0 for flops, _, _ in points}) > 1
-            if mixed or (points and (points[0][0] > 0) != (name in WORK[:2])):
-                read.wrong(
-                    where, f"rows of {' and '.join(WORK[:2])} have FLOPs, other rows have none"
-                )
+            has = {flops > 0 for flops, _, _ in points}
+            if len(has) > 1:
+                read.wrong(where, "some rows have FLOPs, others have none")
+            elif name in WORK and has == {name == WORK[2]}:
+                read.wrong(where, f"rows of {name} have {'no ' if name == WORK[2] else ''}FLOPs")
             elif points:
                 found[name, dtype] = MeasuredCalls.of_points(points)
     return found
@@ -293,6 +294,9 @@ def parse_links(read: Reader, value: Any) -> dict[str, Link]:
             read.constant(found, "message_bandwidth", at)
             if "message_bandwidth" in found
             else bandwidth,
+            read.constant(found, "message_overhead", at, "time")
+            if "message_overhead" in found
+            else 0.0,
             read.constant(found, "peak", at) if "peak" in found else None,
             int(read.constant(found, "nics", at, "count")) if "nics" in found else 0,
         )

@@ -10,8 +10,8 @@ from plancc.ir.schedule import merged_order
 from plancc.runtime.runner import split_batch
 from plancc.runtime.training.step import Action
 from plancc.runtime.training.step import actions as actions_of
-from plancc.simulator.engine import Call, Fact, Slots
 from plancc.simulator.place import Sizes
+from plancc.simulator.process import Call, Fact, Slots
 from plancc.simulator.script import Script
 
 FUNCTIONS = {"F": "forward", "B": "backward", "I": "backward", "W": "weights"}

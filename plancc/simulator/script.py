@@ -62,6 +62,10 @@ class Hardware(Protocol):
         """(latency, seconds for which the links of both ends are busy)."""
         ...
 
+    def overhead(self, source: int, target: int) -> float:
+        """Seconds of the sender of a message before it goes on."""
+        ...
+
     def links(self, rank: int) -> tuple[str, ...]:
         """The names of the links of a rank: ranks may share them."""
         ...
@@ -181,7 +185,7 @@ class Writer:
         found = []
         for work in works:
             if work.kind != "view":
-                seconds = self.hardware.seconds(self.rank, work, operator(step, works)) + host
+                seconds = self.hardware.seconds(self.rank, work, operator(step)) + host
                 label = Label(called(step), work.kind, path, line, work.flops, work.moved)
                 found.append(Item("work", label, seconds))
                 host = 0.0
@@ -222,7 +226,11 @@ class Writer:
         found += [self.hardware.message(of, self.rank, size) for of, size in call.takes]
         half = len(call.sends)
         busy = max(sum(b for _, b in found[:half]), sum(b for _, b in found[half:]))
-        return max((latency for latency, _ in found), default=0.0) + busy
+        return self.giving(call) + max((latency for latency, _ in found), default=0.0) + busy
+
+    def giving(self, call: Verb) -> float:
+        """Seconds of the sender of a call's messages."""
+        return sum(self.hardware.overhead(self.rank, to) for to, _ in call.sends)
 
     def outgoing(
         self, step: Send | Transfer, calls: tuple[Verb, ...], path: str, line: str
@@ -231,7 +239,8 @@ class Writer:
         sends = tuple(self.message(self.rank, to, to, n) for call in calls for to, n in call.sends)
         size = sum(message.size for message in sends)
         label = Label(f"send {step.edge.value}", "exchange", path, line, 0, size)
-        return Item("send", label, edge=step.edge.index, messages=sends)
+        seconds = sum(self.giving(call) for call in calls)
+        return Item("send", label, seconds, edge=step.edge.index, messages=sends)
 
     def incoming(
         self, step: Recv | Transfer, calls: tuple[Verb, ...], path: str, line: str
@@ -291,9 +300,9 @@ def called(step: Instruction) -> str:
     return type(step).__name__.lower()
 
 
-def operator(step: Instruction, works: Sequence[Work]) -> str:
-    """The operator whose kernels these are, as measured calls are named; "" for more than one product."""
-    if not isinstance(step, Compute) or (len(works) > 1 and any(w.kind != "memory" for w in works)):
+def operator(step: Instruction) -> str:
+    """The operator whose kernels these are, as measured calls are named; "" where it is no operator."""
+    if not isinstance(step, Compute):
         return ""
     return step.target.split(".")[1].strip("_")
 
@@ -302,17 +311,18 @@ def as_measured(
     hardware: Hardware, rank: int, step: Instruction, works: tuple[Work, ...]
 ) -> tuple[Work, ...]:
     """The kernels of an instruction, as one where calls of its operator were measured as a whole."""
-    name = operator(step, works)
+    name = operator(step)
     if len(works) > 1 and name and hardware.measured(rank, name):
         return (whole(works),)
     return works
 
 
 def whole(works: Sequence[Work]) -> Work:
-    """Kernels that memory bounds as one."""
+    """Kernels as one: of the kind of the one with most FLOPs."""
     return replace(
-        works[0], read=sum(work.read for work in works), written=sum(work.written for work in works)
-    )
+        max(works, key=lambda work: work.flops), flops=sum(work.flops for work in works),
+        read=sum(work.read for work in works), written=sum(work.written for work in works), shape=(),
+    )  # fmt: skip
 
 
 def python_calls(step: Instruction, works: Sequence[Work]) -> int:

@@ -11,11 +11,12 @@ from plancc.ir.mesh import World
 from plancc.ir.program import ProgramSet, RankProgram
 from plancc.simulator.actors import FEW, Cast
 from plancc.simulator.cores import Cores
-from plancc.simulator.engine import Engine, Slots, Tally
+from plancc.simulator.engine import Engine
 from plancc.simulator.forms import Actor, Timeline, Work
 from plancc.simulator.moved import output_verbs, outputs_of
 from plancc.simulator.phases import FUNCTIONS, inference_rounds, micro_batches, training_rounds
 from plancc.simulator.place import Place, Sizes, owned_parts
+from plancc.simulator.process import Slots, Tally
 from plancc.simulator.routing import EVEN, Routing
 from plancc.simulator.script import Hardware, Item, Label, Script, Writer
 from plancc.simulator.stretches import stretched

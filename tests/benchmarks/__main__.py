@@ -1,6 +1,6 @@
-"""`python -m tests.benchmarks [compile] [rank] [training] [published] [model] [--write]`: run all, or some.
+"""`python -m tests.benchmarks [compile] [rank] [training] [cores] [published] [model] [--write]`
 
---write puts their tables into README.md; the tables of others stay as they are.
+Runs all parts, or some. --write puts their tables into README.md; the tables of others stay as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import model, published, training
+from tests.benchmarks import cores, model, published, training
 from tests.benchmarks.compile_speed import CASES
 
 HERE = Path(__file__).parent
@@ -98,7 +98,7 @@ def published_section() -> list[str]:
 
 SECTIONS: dict[str, Callable[[], list[str]]] = {
     "compile": compile_section, "rank": rank_section, "training": training_section,
-    "published": published_section,
+    "cores": cores.section, "published": published_section,
     "model": lambda: model.section("--write" in sys.argv),
 }  # fmt: skip
 

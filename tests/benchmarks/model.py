@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from plancc.calibrate.check import Checked, predict, score, seconds_of
 from plancc.calibrate.machine import Machine, this_machine
 from plancc.calibrate.measure import calibrate, save
+from plancc.calibrate.pace import SLOW, Pace
 from plancc.calibrate.point import Truth
 from plancc.calibrate.request import Request
 from plancc.calibrate.truth import measure
@@ -35,37 +37,55 @@ from tests.benchmarks.model_cases import CASES, Case
 HERE = Path(__file__).parent
 KEPT = HERE / "model"
 BACKENDS = ("local", "gloo")
+CPU = torch.device("cpu")
+LAUNCHES = 3
+"""How often the ranks of a step are started; the middle one counts."""
 THREADS = 1
 """That a rank computes with, of either backend."""
 PARTS = {True: "looked at while the model was made", False: "not looked at"}
 
 
-def clusters_here(folder: Path) -> None:
+def clusters_here(folder: Path, pace: Pace) -> None:
     """Measure this machine into local.json and gloo.json."""
     for backend in BACKENDS:
-        found = calibrate(Request(backend), lambda done, of, stage: tell(f"{done}/{of} {stage}"))
+        found = calibrate(
+            Request(backend), lambda done, of, stage: tell(f"{done}/{of} {stage}"), pace
+        )
         for warning in found.warnings:
             tell(f"WARNING: {warning}")
         save(found.document, folder / f"{backend}.json")
 
 
-def truths(cases: Sequence[Case]) -> dict[str, Any]:
+def truths(cases: Sequence[Case], pace: Pace) -> dict[str, Any]:
     """Run all steps: the machine, and what each step took, by its name."""
     import plancc.api
 
-    found: dict[str, Any] = {"machine": this_machine(torch.device("cpu"), THREADS).json(), "steps": {}}
+    found: dict[str, Any] = {
+        "machine": this_machine(CPU, THREADS).json(),
+        "steps": {},
+    }
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:
             built = plancc.api.compile(
                 case.plan, case.spec, Path(folder) / "a", sets=case.sets, model_args=case.args,
                 verify=False, for_="train" if case.point.phase == "train" else "infer",
             )  # fmt: skip
-            truth = measure(built.artifact, case.point)
+            run = partial(measure, built.artifact, case.point)
+            truth = middle([pace.steadily(run) for _ in range(LAUNCHES)])
         found["steps"][case.name] = truth.json()
         tell(
             f"{case.name}: {truth.seconds.median * 1e3:.1f} ms, quartiles {truth.seconds.noise:.0%} apart"
         )
+    if pace.worst > SLOW:
+        tell(
+            f"WARNING: the machine was up to {pace.worst:.0%} slower than at its best, for a while"
+        )
     return found
+
+
+def middle(found: Sequence[Truth]) -> Truth:
+    """The one with the median seconds."""
+    return sorted(found, key=lambda one: one.seconds.median)[len(found) // 2]
 
 
 def checked(
@@ -101,11 +121,10 @@ def table(cases: Sequence[Case], measured: Mapping[str, Any], folder: Path) -> l
         lines += [row_of(one) for one in mine]
         lines.append(f"| mean of {len(mine)} | | | {error_text(mine)} |")
     whole = score([one for _, one in found])
-    return [
-        *lines,
-        "",
-        f"Order kept in {whole.ordered} of {whole.pairs} pairs of plans that do the same work.",
-    ]
+    order = f"Order kept in {whole.ordered} of {whole.pairs} pairs of plans that do the same work"
+    if whole.turned:
+        order += f"; the plans of the others were measured at most {max(whole.turned):.0%} apart"
+    return [*lines, "", f"{order}."]
 
 
 def row_of(one: Checked) -> str:
@@ -130,8 +149,9 @@ def section(keep: bool) -> list[str]:
     torch.set_num_threads(THREADS)
     with ExitStack() as stack:
         folder = KEPT if keep else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        clusters_here(folder)
-        write(truths(CASES), folder)
+        pace = Pace(CPU)
+        clusters_here(folder, pace)
+        write(truths(CASES, pace), folder)
         return told(folder)
 
 
@@ -171,9 +191,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(THREADS)
     if args.what == "calibrate":
-        clusters_here(args.folder)
+        clusters_here(args.folder, Pace(CPU))
     elif args.what == "measure":
-        found = truths([case for case in CASES if args.only in case.name])
+        found = truths([case for case in CASES if args.only in case.name], Pace(CPU))
         if args.only:
             kept = json.loads((args.folder / "truth.json").read_text())
             found["steps"] = {**kept["steps"], **found["steps"]}

@@ -30,6 +30,8 @@ MOE = {
     "layers": "3", "hidden": "512", "heads": "8", "experts": "8", "top_k": "2", "ffn": "768",
     "vocab": "4096", "max_len": "512",
 }  # fmt: skip
+GPT = {"layers": "4", "hidden": "512", "heads": "8", "ffn": "2048", "vocab": "4096", "seq_len": "128",
+       "fused": "true"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,12 @@ class Case:
     sets: dict[str, str] = field(default_factory=dict)
     model: str = "dense"
     args: dict[str, str] = field(default_factory=lambda: DENSE)
+    source: Path = EXAMPLES / "models.py"
 
     @property
     def spec(self) -> str:
         """The model as commands take it."""
-        return f"{EXAMPLES / 'models.py'}:{self.model}"
+        return f"{self.source}:{self.model}"
 
     @property
     def name(self) -> str:
@@ -91,7 +94,17 @@ def one(plan: Path, point: Point, known: bool = True, **sets: int) -> Case:
     return Case(plan, point, known, {name: str(value) for name, value in sets.items()})
 
 
-CASES = (
+def new(plan: Path, point: Point, **sets: int) -> Case:
+    """A case that the model was not made with."""
+    return one(plan, point, False, **sets)
+
+
+def experts(plan: str, point: Point, known: bool) -> Case:
+    """A case of the model with experts, on two ranks."""
+    return Case(EXAMPLES / plan, point, known, {"ranks": "2"}, "moe", MOE)
+
+
+KNOWN = (
     one(TP, prefill("local"), tp=1), one(TP, prefill("local"), tp=2),
     one(TP, prefill("local"), tp=4),
     one(TP, decode("local"), tp=1), one(TP, decode("local", 8), tp=2),
@@ -99,17 +112,31 @@ CASES = (
     one(TP, prefill("gloo"), tp=1), one(TP, prefill("gloo"), tp=2),
     one(TP, decode("gloo"), tp=2), one(TP, decode("gloo", 8), tp=4),
     one(TP, train("gloo"), tp=2), one(TP, train("local"), tp=1),
-    one(TP, prefill("gloo"), False, tp=3), one(TP, decode("gloo", 8), False, tp=3),
-    one(GRID, prefill("gloo", 4, 64), False, dp=2, tp=2),
-    one(PLANS / "sp.plan", prefill("gloo", 4, 64), False),
-    one(PLANS / "stages.plan", prefill("gloo", 4, 64), False),
-    one(PLANS / "stages.plan", decode("gloo", 8), False),
-    one(PLANS / "dp.plan", train("gloo"), False), one(PLANS / "fsdp.plan", train("gloo"), False),
-    one(PLANS / "sp.plan", train("local"), False), one(PLANS / "pipeline.plan", train("gloo"), False),
-    one(PLANS / "fa.plan", decode("local"), False), one(PLANS / "fa.plan", decode("gloo"), False),
-    Case(EXAMPLES / "expert_parallel.plan", prefill("gloo"), False, {"ranks": "2"}, "moe", MOE),
-    Case(EXAMPLES / "expert_data_parallel.plan", decode("local", 8), False, {"ranks": "2"}, "moe", MOE),
-    Case(TP, decode("local", 2), False, {"tp": "2"}, args=WIDE),
-    Case(GRID, prefill("local", 4, 64), False, {"dp": "2", "tp": "1"}, args=WIDE),
+    one(TP, prefill("gloo"), tp=3), one(TP, decode("gloo", 8), tp=3),
+    one(GRID, prefill("gloo", 4, 64), dp=2, tp=2), one(PLANS / "sp.plan", prefill("gloo", 4, 64)),
+    one(PLANS / "stages.plan", prefill("gloo", 4, 64)), one(PLANS / "stages.plan", decode("gloo", 8)),
+    one(PLANS / "dp.plan", train("gloo")), one(PLANS / "fsdp.plan", train("gloo")),
+    one(PLANS / "sp.plan", train("local")), one(PLANS / "pipeline.plan", train("gloo")),
+    one(PLANS / "fa.plan", decode("local")), one(PLANS / "fa.plan", decode("gloo")),
+    experts("expert_parallel.plan", prefill("gloo"), True),
+    experts("expert_data_parallel.plan", decode("local", 8), True),
+    Case(TP, decode("local", 2), True, {"tp": "2"}, args=WIDE),
+    Case(GRID, prefill("local", 4, 64), True, {"dp": "2", "tp": "1"}, args=WIDE),
+    one(TP, decode("local", 1, 400), tp=3),
 )  # fmt: skip
-"""Twelve that were looked at while the model was made, and more that were not."""
+"""Steps that were looked at while the model was made."""
+OTHERS = (
+    new(TP, prefill("gloo", 1, 300), tp=2), new(TP, decode("gloo", 8), tp=2),
+    new(GRID, decode("gloo", 8), dp=2, tp=1), new(GRID, decode("gloo", 8), dp=2, tp=2),
+    new(PLANS / "stages.plan", prefill("local", 4, 64)),
+    new(PLANS / "fa.plan", prefill("local", 1, 200)), new(PLANS / "fa.plan", prefill("gloo", 1, 200)),
+    new(PLANS / "pipeline.plan", train("local")), new(PLANS / "fsdp.plan", train("local", 4, 128)),
+    Case(TP, prefill("gloo"), False, {"tp": "2"}, args=WIDE),
+    Case(TP, train("gloo", 2, 128), False, {"tp": "2"}, args=WIDE),
+    experts("expert_parallel.plan", decode("gloo", 8), False),
+    experts("expert_data_parallel.plan", prefill("gloo", 4, 64), False),
+    Case(PLANS / "dp.plan", train("gloo", 8), False, {}, "gpt", GPT, HERE / "gpt.py"),
+    Case(PLANS / "fsdp.plan", train("local", 8), False, {}, "gpt", GPT, HERE / "gpt.py"),
+)  # fmt: skip
+"""Steps that were first run when the model was made, and that nothing in it was changed for."""
+CASES = KNOWN + OTHERS

@@ -34,7 +34,7 @@ def test_errors_and_order() -> None:
     assert found.worst == pytest.approx(0.2)
     assert (found.steps, found.pairs, found.ordered) == (4, 3, 3)
     turned = score([one("a", 1.1, 1.0), one("a", 1.0, 2.0)])
-    assert (turned.pairs, turned.ordered) == (1, 0)
+    assert (turned.pairs, turned.ordered, turned.turned) == (1, 0, (1.0,))
 
 
 def test_the_step_of_a_row() -> None:

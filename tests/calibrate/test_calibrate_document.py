@@ -112,6 +112,20 @@ def test_messages_that_noise_turned_upside_down_still_give_a_line() -> None:
     assert 0 < bandwidth <= (1 << 20) / 1e-4
 
 
+def test_what_keeps_a_sender_is_no_part_of_the_latency() -> None:
+    """A message of the least size takes LATENCY, of which the sender is kept for a quarter."""
+    made = findings()
+    given = [
+        replace(e, given=LATENCY / 4 if e.size == 8 else LATENCY) if e.kind == MESSAGE else e
+        for e in made.exchanges
+    ]
+    hardware = placed(document(replace(made, exchanges=given)), 2)
+    assert hardware.overhead(0, 1) == pytest.approx(LATENCY / 4, rel=1e-3)
+    latency, busy = hardware.message(0, 1, 8)
+    assert latency + hardware.overhead(0, 1) == pytest.approx(LATENCY, rel=1e-2)
+    assert busy == pytest.approx(8 / WIRE, rel=1e-2)
+
+
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     made = document(findings())
     path = tmp_path / "here.json"

@@ -15,6 +15,7 @@ from plancc.calibrate.programs import (
     Steps,
     autograd_seconds,
     instruction_seconds,
+    known_seconds,
     optimizer_seconds,
     points,
     rows_of,
@@ -96,6 +97,22 @@ def test_rows_are_medians_of_equal_calls() -> None:
     assert found["embedding_shard"] == {"f32": [[0, 24, 7.0]]}
     assert set(found) == {"matmul", "add", "memory", "embedding_shard"}
     assert instruction_seconds([sample(view, s) for s in (1.0, 5.0, 2.0)]) == 2.0
+
+
+def test_a_call_of_several_products_is_a_row_of_its_operator_and_attention_one_of_each() -> None:
+    experts, over = compute("plancc.experts.default"), compute("plancc.attention_over_keys.default")
+    scores = Work("attention", 500, 60, 4, "f32", (1, 1, 1, 5, 5))
+    found = rows_of([sample(experts, 8.0, ADD, MATMUL, ADD, MATMUL), sample(over, 2.0, scores)])
+    assert found["experts"] == {"f32": [[4000, 2 * 120 + 2 * 12, 8.0]]}
+    assert found["attention_over_keys"] == found["attention"] == {"f32": [[500, 64, 2.0]]}
+    assert set(found) == {"experts", "attention_over_keys", "attention"}
+    raw = document(findings())
+    raw["kinds"]["core"]["calls"] = {**found, "matmul": {"f32": [[2000, 120, 2.0]]}}
+    known = parse_cluster(raw).place([0])
+    assert known_seconds(sample(experts, 0.0, ADD, MATMUL, ADD, MATMUL), known) == 8.0
+    raw["kinds"]["core"]["calls"].pop("experts")
+    apart = parse_cluster(raw).place([0])
+    assert 4.0 < known_seconds(sample(experts, 0.0, ADD, MATMUL, ADD, MATMUL), apart) < 4.1
 
 
 def hardware(**host: float) -> Hardware:
@@ -182,8 +199,8 @@ def test_the_operators_of_each_plan_become_rows(decoders: dict[str, Compiled]) -
     plain = names("infer", RUNS[1][1])
     assert {"matmul", "attention", "rms_norm", "embedding", "memory", "mul", "silu"} <= plain
     assert "embedding_shard" in names("split", RUNS[3][1])
-    assert {"route", "topk"} <= names("experts", RUNS[5][1])
-    assert "attention" in names("apart", RUNS[4][1])
+    assert {"route", "topk", "experts"} <= names("experts", RUNS[5][1])
+    assert {"attention", "attention_over_keys"} <= names("apart", RUNS[4][1])
 
 
 def test_other_probes_than_values_are_a_bug(decoders: dict[str, Compiled]) -> None:

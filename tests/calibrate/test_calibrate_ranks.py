@@ -11,9 +11,20 @@ import pytest
 import torch
 
 import plancc.api
+from plancc.calibrate import pace
 from plancc.calibrate.clock import Clock, Effort
-from plancc.calibrate.collectives import KINDS, MESSAGE, joined, run_rank
+from plancc.calibrate.collectives import (
+    KINDS,
+    MESSAGE,
+    Measured,
+    Meeting,
+    joined,
+    run_rank,
+    together,
+)
+from plancc.calibrate.machine import disturbances, this_machine
 from plancc.calibrate.point import DECODE, PREFILL, TRAIN, WARM, Point, Truth
+from plancc.calibrate.spread import spread_of
 from plancc.calibrate.toy import Decoder, Width
 from plancc.calibrate.truth import measure, summary
 from plancc.runtime.artifact import Artifact, ArtifactError
@@ -37,7 +48,7 @@ def payload(sizes: tuple[int, ...]) -> dict[str, object]:
 @pytest.mark.parametrize("world", [2, 3])
 def test_every_verb_is_measured_for_every_size(world: int) -> None:
     ranks = run_local(world, lambda t: run_rank(t, payload((8, 1000))))
-    found = joined(ranks, by_turns=True)
+    found = joined(ranks, 1)
     kinds = (*KINDS, MESSAGE) if world == 2 else KINDS
     assert [one.kind for one in found] == [*kinds, *kinds]
     assert {one.ranks for one in found} == {world}
@@ -50,21 +61,90 @@ def test_every_verb_is_measured_for_every_size(world: int) -> None:
 
 def test_verbs_of_processes() -> None:
     entry = "plancc.calibrate.collectives:run_rank"
-    found = joined(launch(2, entry, payload((8,)), time_limit=60.0), by_turns=False)
+    told = launch(2, entry, payload((8,)), time_limit=60.0)
+    found = joined([Measured.from_json(one) for one in told], 2)
     assert [one.kind for one in found] == [*KINDS, MESSAGE]
     assert all(one.seconds.count >= SHORT.laps for one in found)
 
 
+def ranks_of(kind: str, *ranks: list[tuple[float, float, float, float]]) -> list[Measured]:
+    """What ranks measured that work alone for 1 s a half: (begin, end, busy, work) of their calls."""
+    return [
+        Measured(
+            [1.0, 1.0], [(kind, 8, [Meeting(*m, 0.25) for m in zip_halves(calls)])]
+        ) for calls in ranks
+    ]  # fmt: skip
+
+
+def zip_halves(
+    calls: list[tuple[float, float, float, float]],
+) -> list[tuple[float, float, float, int, float]]:
+    """The calls with the halves of the work by turns."""
+    return [(begin, end, busy, at % 2, work) for at, (begin, end, busy, work) in enumerate(calls)]
+
+
 def test_a_verb_lasts_from_the_last_rank_that_came_to_the_last_that_left() -> None:
-    first = [("all_reduce", 8, [(0.0, 5.0, 0.5), (10.0, 12.0, 0.25)])]
-    second = [("all_reduce", 8, [(3.0, 4.5, 1.0), (11.0, 12.5, 0.25)])]
-    (found,) = joined([first, second], by_turns=False)
-    assert (found.seconds.least, found.seconds.high) == (1.5, 2.0)
-    (found,) = joined([first, second], by_turns=True)
-    assert (found.seconds.least, found.seconds.high) == (0.5, 1.5)
-    message = [[(MESSAGE, 8, [(0.0, 4.0, 1.0)])]] * 2
-    (found,) = joined(message, by_turns=False)
-    assert found.seconds.median == 2.0
+    first = [(0.0, 5.0, 0.5, 1.0), (10.0, 12.0, 0.25, 1.0)]
+    second = [(3.0, 4.5, 1.0, 1.0), (11.0, 12.5, 0.25, 1.0)]
+    for cores in (0, 2, 8):
+        (found,) = joined(ranks_of("all_reduce", first, second), cores)
+        assert (found.seconds.least, found.seconds.high) == (1.5, 2.0)
+
+
+def test_ranks_that_share_cores_take_turns() -> None:
+    calls = [(0.0, 5.0, 0.5, 1.0), (10.0, 12.0, 0.25, 1.0)]
+    for cores, turns in ((1, 3), (2, 2)):
+        (found,) = joined(ranks_of("all_reduce", calls, calls, calls), cores)
+        assert (found.seconds.least, found.seconds.high) == (0.25 * turns, 0.5 * turns)
+
+
+def test_what_the_work_behind_a_verb_takes_longer_is_the_verbs() -> None:
+    first = [(0.0, 5.0, 0.5, 1.5), (10.0, 15.0, 0.5, 2.5)]  # 0.5 and 1.5 longer: 1.0 in the mean
+    second = [(0.0, 5.0, 0.5, 1.0), (10.0, 15.0, 0.5, 0.5)]  # quicker: nothing
+    (found,) = joined(ranks_of("all_reduce", first, second), 2)
+    assert found.seconds.median == 5.0 + 0.5  # the mean of the ranks
+    (found,) = joined(ranks_of("all_reduce", first, second), 1)
+    assert found.seconds.median == 1.0 + 1.0
+    (found,) = joined(ranks_of("all_reduce", first, second), 0)
+    assert found.seconds.median == 5.0  # devices of their own have caches of their own
+
+
+def test_a_message_takes_half_of_there_and_back_and_keeps_its_sender_a_while() -> None:
+    calls = [(0.0, 4.0, 1.0, 1.0)]
+    (found,) = joined(ranks_of(MESSAGE, calls, calls), 2)
+    assert (found.seconds.median, found.given) == (2.0, 0.25)
+
+
+def test_launches_count_together() -> None:
+    calls = [(0.0, 4.0, 1.0, 1.0), (5.0, 6.0, 1.0, 1.0)]
+    late = [(9.0, 9.5, 1.0, 1.0), (9.6, 9.7, 1.0, 1.0)]
+    (one,) = together([ranks_of("all_reduce", calls), ranks_of("all_reduce", late)])
+    ((kind, size, met),) = one.calls
+    assert (kind, size, [m.begin for m in met]) == ("all_reduce", 8, [0.0, 5.0, 9.0, 9.6])
+    assert one.alone == [1.0, 1.0]
+
+
+def test_what_was_measured_on_a_slow_machine_is_measured_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pace, "PAUSE", 0.0)
+    laps = iter([1.0, 1.0, 1.0, 1.5, 1.02, 1.04, 2.0, 2.0, 2.0, 2.0, 2.0, 1.3])
+    monkeypatch.setattr(pace, "LAPS", 1)
+    monkeypatch.setattr(pace.Pace, "lap", lambda self: next(laps))
+    now, done = pace.Pace(torch.device("cpu")), []
+
+    def measure() -> int:
+        done.append(len(done))
+        return len(done)
+
+    assert now.steadily(measure) == 1  # quick before and after
+    assert now.steadily(measure) == 3  # slower behind it by half, then quick enough
+    assert now.worst == pytest.approx(0.04)
+    assert now.steadily(measure) == 6  # never: the last of three counts, and is told
+    assert now.worst == pytest.approx(1.0)
+    spreads = [spread_of([1.0, 1.0])]
+    told = disturbances(this_machine(torch.device("cpu"), 1), spreads, now.worst)
+    assert any("100% slower than at its best" in line for line in told)
 
 
 def test_a_clock_tells_seconds_of_a_call() -> None:

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plancc.simulator.cores import Cores
-from plancc.simulator.engine import Call, Engine, Slots
+from plancc.simulator.engine import Engine
 from plancc.simulator.forms import Actor
+from plancc.simulator.process import Call, Slots
 from plancc.simulator.script import Item, Label, Message
 
 
@@ -68,6 +69,43 @@ def test_collectives_of_two_pairs_share_the_cores() -> None:
     rows = [[meet(2, pair)] for pair in ((0, 1), (0, 1), (2, 3), (2, 3))]
     assert engine(rows, 2).run() == 4
     assert engine(rows, 4).run() == 2
+
+
+def test_who_computes_keeps_its_core_until_it_waits() -> None:
+    """Three ranks of five calls each on two cores, then a meeting: the third rank comes behind a first.
+
+    2.5 ms for two of them, as much for the third, 1 ms of the meeting: not 1.5 times 2.5.
+    """
+    rows = [[*[work(5e-4)] * 5, meet(1e-3, (0, 1, 2))] for _ in range(3)]
+    assert engine(rows, 2).run() == pytest.approx(6e-3)
+
+
+def test_a_core_is_shared_after_a_slice() -> None:
+    """Two ranks of 9 ms on one core, by turns of 4.5 ms: the second begins before the first has ended."""
+    run = engine([[work(1.5e-3)] * 6, [work(1.5e-3)] * 6], 1)
+    assert run.run() == pytest.approx(18e-3)
+    first, second = (
+        [(s.begin, s.end) for s in p.spans if s.kind == "matmul"] for p in run.processes
+    )
+    assert first[0][0] == 0 and second[0][0] == pytest.approx(4.5e-3)
+    assert first[3][0] == pytest.approx(9e-3)
+
+
+@pytest.mark.parametrize("cores", [0, 1, 2])
+def test_a_sender_goes_on_once_its_messages_are_given(cores: int) -> None:
+    """A send keeps its rank for 2 ms, then 1 ms of work; the message takes 0.5 ms from when it was given.
+
+    By hand: the sender is done at 3, the receiver at 2 + 0.5 with a core of its own, else at 3 + 0.5.
+    """
+    link = [(Message(peer, name, 5e-4, 0, 8),) for peer, name in ((1, "a"), (0, "b"))]
+    send = Item("send", Label("x", "exchange"), 2e-3, edge=0, messages=link[0])
+    take = Item("recv", Label("x", "exchange"), edge=0, messages=link[1])
+    run = engine([[send, work(1e-3)], [take]], cores)
+    run.run()
+    sender, receiver = run.processes
+    assert sender.clock == pytest.approx(3e-3) and sender.tally.busy == 1e-3
+    assert sender.tally.moving == sender.tally.exposed == 2e-3
+    assert receiver.clock == pytest.approx(3.5e-3 if cores == 1 else 2.5e-3)
 
 
 def test_messages_take_a_core_too() -> None:

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plancc.dsl.errors import Bug
-from plancc.simulator.engine import Call, Engine, Slots
+from plancc.simulator.engine import Engine
 from plancc.simulator.forms import Actor
+from plancc.simulator.process import Call, Slots
 from plancc.simulator.script import Item, Label, Message, Script
 
 

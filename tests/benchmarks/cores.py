@@ -1,0 +1,68 @@
+"""Steps of ranks on gloo as they run, against the same ranks left to the system (`PLANCC_CORES=free`)."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import plancc.api
+from plancc.calibrate.truth import measure
+from plancc.runtime.cores import FREE, SWITCH
+from tests.benchmarks.model_cases import EXAMPLES, PLANS, TP, Case, decode, experts, one, prefill
+
+ROUNDS = 5
+CASES = (
+    one(TP, prefill("gloo"), tp=2), one(TP, decode("gloo"), tp=2), one(TP, decode("gloo", 8), tp=4),
+    one(EXAMPLES / "dp_tp.plan", prefill("gloo", 4, 64), dp=2, tp=2),
+    one(PLANS / "fa.plan", decode("gloo")), one(PLANS / "stages.plan", prefill("gloo", 4, 64)),
+    experts("expert_data_parallel.plan", prefill("gloo", 4, 64), True),
+)  # fmt: skip
+
+
+def section() -> list[str]:
+    """Run the cases both ways by turns: the table."""
+    return [
+        "A step on gloo ranks of 2 cores, which share them as `plancc.runtime.cores` says, and with "
+        f"`{SWITCH}={FREE}`; medians of {ROUNDS} launches each, by turns, and what the busiest rank spent on "
+        "a core:",
+        "",
+        "| step | ms (on a core) | left to the system | ratio |",
+        "| --- | --- | --- | --- |",
+        *(row_of(case) for case in CASES),
+    ]
+
+
+def row_of(case: Case) -> str:
+    """Measure a case: its line."""
+    found: dict[str, list[tuple[float, float]]] = {"": [], FREE: []}
+    with tempfile.TemporaryDirectory() as folder:
+        built = plancc.api.compile(
+            case.plan, case.spec, Path(folder) / "a", sets=case.sets, model_args=case.args, verify=False
+        )  # fmt: skip
+        for _ in range(ROUNDS):
+            for setting, rows in found.items():
+                with switched(setting):
+                    truth = measure(built.artifact, case.point)
+                rows.append((truth.seconds.median * 1e3, max(truth.busy) * 1e3))
+    (ours, on), (free, burnt) = (
+        [statistics.median(column) for column in zip(*rows, strict=True)] for rows in found.values()
+    )
+    return f"| {case.name} | {ours:.1f} ({on:.1f}) | {free:.1f} ({burnt:.1f}) | {ours / free:.2f} |"
+
+
+@contextmanager
+def switched(setting: str) -> Iterator[None]:
+    """Launch ranks under a setting."""
+    before = os.environ.get(SWITCH)
+    os.environ[SWITCH] = setting
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SWITCH]
+        else:
+            os.environ[SWITCH] = before
