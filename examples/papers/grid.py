@@ -59,7 +59,7 @@ def subject_of(case: Case, phases: tuple[str, ...], few: int = FEW) -> Subject:
     if plan is None:
         raise PlanError(report.diagnostics)
     compiled = compile_graph(plan, graph_of(case.model, case.args), report, phases=phases)
-    return Subject(compiled, hardware(case.hardware, case.preset), sets=sets, few=few)
+    return Subject(compiled, hardware(case.hardware, case.preset), few=few)
 
 
 def subject_at(point: Point, few: int | None = None) -> Subject:

@@ -7,8 +7,9 @@ partial operands may pass: "0" the first, "one" any single one, "all" only all t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from plancc.passes.rows import moves, sums
 from plancc.passes.rows.call import Call
@@ -200,9 +201,25 @@ TABLE: tuple[Row, ...] = (
 )
 
 
-def _by_target() -> dict[str, Row]:
-    found: dict[str, Row] = {}
-    for row in TABLE:
+class Named(Protocol):
+    """A row of a table of operators: `ops` are their names in a `namespace`, with spaces between."""
+
+    @property
+    def ops(self) -> str:
+        """`add.Tensor sub.Tensor`."""
+
+    @property
+    def namespace(self) -> str:
+        """`aten`, or one of the user's."""
+
+
+N = TypeVar("N", bound=Named)
+
+
+def by_target(table: Iterable[N]) -> dict[str, N]:
+    """The rows of a table by operator; ValueError for an operator with two."""
+    found: dict[str, N] = {}
+    for row in table:
         for op in row.ops.split():
             target = f"{row.namespace}.{op}"
             if target in found:
@@ -211,7 +228,7 @@ def _by_target() -> dict[str, Row]:
     return found
 
 
-ROWS: dict[str, Row] = _by_target()
+ROWS: dict[str, Row] = by_target(TABLE)
 USER_ROWS: dict[str, Row] = {}
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from plancc.passes.rows.table import ELEMENTWISE, USER_ROWS
+from plancc.passes.rows.table import ELEMENTWISE, USER_ROWS, by_target
 from plancc.simulator import costs_attention as attention
 from plancc.simulator import costs_experts as experts
 from plancc.simulator import costs_memory as memory
@@ -183,18 +183,7 @@ COSTS: tuple[Cost, ...] = (
 )  # fmt: skip
 
 
-def _by_target() -> dict[str, Cost]:
-    found: dict[str, Cost] = {}
-    for row in COSTS:
-        for op in row.ops.split():
-            target = f"{row.namespace}.{op}"
-            if target in found:
-                raise ValueError(f"two costs for `{target}`")
-            found[target] = row
-    return found
-
-
-BY_TARGET = _by_target()
+BY_TARGET = by_target(COSTS)
 USERS = Cost(rows.user_forward, rows.user_backward, "")
 """The cost of every operator that a user registered: what its row says."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,6 @@ class Subject:
     compiled: Compiled
     cluster: Cluster
     routing: Routing = EVEN
-    sets: Mapping[str, str] = field(default_factory=dict)
     few: int = FEW
 
     def __post_init__(self) -> None:
@@ -202,4 +201,4 @@ def open_subject(
         raise PlanError(report.diagnostics)
     module = load_model(model, dict(model_args or {}), dtype).module
     compiled = compile_graph(resolved, capture(module), report, phases=phases)
-    return Subject(compiled, hardware, routing, dict(sets or {}))
+    return Subject(compiled, hardware, routing)
