@@ -88,6 +88,7 @@ class EpochTransport(GlooTransport):
         self, rank: int, world: int, store: dist.Store, over: threading.Event, **rest: Any
     ) -> None:
         self._over = over
+        self._stuck = False
         self._beside_thread = Beside(f"operations of rank {rank}", over)
         super().__init__(rank, world, store, **rest)
 
@@ -101,12 +102,16 @@ class EpochTransport(GlooTransport):
         self._beside_thread.end()
         rest = threading.Thread(target=super().leave, name="leaving", daemon=True)
         rest.start()
-        rest.join(PATIENCE)
+        rest.join(LOOK if self._stuck else PATIENCE)  # who waits for gloo has been waited for before
 
     def _guard(self, at: int | None, work: Callable[[], T]) -> T:
         """As ever, but another thread waits for gloo. Raises Abandoned, LostPeer."""
         guarded = super()._guard
-        return self._beside_thread.do(lambda: guarded(at, work))
+        try:
+            return self._beside_thread.do(lambda: guarded(at, work))
+        except Abandoned:
+            self._stuck = True
+            raise
 
     def _connect(self, name: str, group: Group, *, lazy: bool = True) -> Any:
         """Connect a group at once, in a thread that can be left behind.

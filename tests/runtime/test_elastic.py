@@ -115,10 +115,13 @@ def test_many_lengths_at_once(artifact):
 
 
 def when(server, rank, state, do):
-    """Do something as soon as a rank is seen in a state, from another thread."""
+    """Do something as soon as a rank is seen in a state, or after a second, from another thread."""
 
     def watch():
-        while server.crew.beacons is None or server.crew.beacons.read(rank).state != state:
+        end = time.monotonic() + 1.0
+        while time.monotonic() < end and (
+            server.crew.beacons is None or server.crew.beacons.read(rank).state != state
+        ):
             time.sleep(0.0002)
         do()
 
@@ -169,7 +172,7 @@ def test_a_killed_pool_rank_changes_no_token(artifact, rank, how):
         while "lost" not in kinds(server):
             server.step()
         print(f"{how}: lost and abandoned after {time.perf_counter() - start:.2f} s")
-        assert time.perf_counter() - start < 2
+        assert time.perf_counter() - start < 3  # a second of `when`, one of gloo's, and some
         if thread is not None:
             thread.join()
         server.serve()
