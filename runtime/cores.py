@@ -20,36 +20,36 @@ SWITCH, FREE = "PLANCC_CORES", "free"
 THREADS = Path("/proc/self/task")
 
 
-def cores_of(rank: int, world: int, backend: str) -> tuple[int, ...]:
-    """The cores that the process of a rank on this host is bound to; () where the system chooses.
-
-    Ranks on gloo have equal shares, those of neighbours side by side. Where there are more ranks than
-    cores the system moves them about, and with nccl the host has little to compute.
-    """
-    if backend != "gloo" or not hasattr(os, "sched_getaffinity"):
-        return ()
-    return share(rank, world, sorted(os.sched_getaffinity(0)))
+def usable() -> tuple[int, ...]:
+    """The cores that this process may use; () where the system does not say."""
+    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
 
 
 def share(rank: int, world: int, cores: Sequence[int]) -> tuple[int, ...]:
-    """A rank's part of the cores; () if there is not one for each."""
+    """The cores of a rank on gloo out of those that the launcher may use; all, if there is not one for each.
+
+    Shares are equal to within one core, those of neighbours side by side. More ranks than cores are moved
+    about by the system.
+    """
     count = len(cores)
     if world > count:
-        return ()
+        return tuple(cores)
     return tuple(cores[count * rank // world : count * (rank + 1) // world])
 
 
-def settle(cores: Sequence[int], backend: str) -> None:
-    """Have this process run on `cores` (if any), and its threads let each other finish (on gloo).
+def settle(cores: Sequence[int]) -> None:
+    """Have this process run on `cores` (if any), and its threads let each other finish.
 
-    Threads made later inherit it. A system that does not permit it runs the ranks as it likes.
+    Threads made later inherit it. Scheduling that somebody chose is left as it is, and a system that permits
+    neither runs the ranks as it likes.
     """
     if os.environ.get(SWITCH) == FREE:
         return
     for thread in threads():
         with suppress(OSError):
-            if backend == "gloo":
+            if os.sched_getscheduler(thread) == os.SCHED_OTHER:
                 os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
+        with suppress(OSError):
             if cores:
                 os.sched_setaffinity(thread, cores)
 

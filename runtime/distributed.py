@@ -371,7 +371,8 @@ def transport_from_env(
     store, rank, world = next(iter(dist.rendezvous("env://", timeout=limit)))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
-    settle((), backend)  # torchrun's --numa-binding, or a scheduler, says where its processes run
+    if backend == "gloo":
+        settle(())  # torchrun's --numa-binding, or a scheduler, says where its processes run
     return open_transport(
         backend, rank, world, dist.PrefixStore(f"plancc/{attempt}", store),
         local_rank=int(os.environ.get("LOCAL_RANK", "0")),

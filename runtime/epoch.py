@@ -102,7 +102,8 @@ class EpochTransport(GlooTransport):
         self._beside_thread.end()
         rest = threading.Thread(target=super().leave, name="leaving", daemon=True)
         rest.start()
-        rest.join(LOOK if self._stuck else PATIENCE)  # who waits for gloo has been waited for before
+        # who is stuck in gloo has been waited for before
+        rest.join(LOOK if self._stuck else PATIENCE)
 
     def _guard(self, at: int | None, work: Callable[[], T]) -> T:
         """As ever, but another thread waits for gloo. Raises Abandoned, LostPeer."""

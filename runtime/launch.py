@@ -24,6 +24,7 @@ from typing import Any
 
 from plancc.runtime import processes
 from plancc.runtime.beacon import Beacons
+from plancc.runtime.cores import usable
 from plancc.runtime.failure import Describe, Mismatch, RankFailure, fail
 from plancc.runtime.processes import RankResult, Start
 from plancc.runtime.watch import Watch
@@ -79,7 +80,9 @@ class _Run:
 
     def start(self, entry: str, backend: str) -> None:
         """Fork all ranks from the forkserver."""
-        told = Start(self.world, str(self.scratch), entry, backend, os.getcwd(), dict(os.environ))
+        told = Start(
+            self.world, str(self.scratch), entry, backend, os.getcwd(), dict(os.environ), usable()
+        )
         with forking() as context:
             for rank in range(self.world):
                 process = context.Process(

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from plancc.runtime.beacon import Beacon, Beacons
-from plancc.runtime.cores import cores_of, settle
+from plancc.runtime.cores import settle, share
 from plancc.runtime.distributed import open_transport
 from plancc.runtime.failure import LostPeer, Mismatch, RankFailure
 
@@ -45,7 +45,7 @@ class RankResult:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a rank's process is told; plain values only."""
+    """What a rank's process is told; plain values only. `cores` are those that the launcher may use."""
 
     world: int
     scratch: str
@@ -53,6 +53,7 @@ class Start:
     backend: str
     folder: str
     environment: dict[str, str]
+    cores: tuple[int, ...]
 
 
 def main(rank: int, start: Start) -> None:
@@ -64,7 +65,8 @@ def main(rank: int, start: Start) -> None:
         os.environ.update(start.environment)
         os.chdir(start.folder)
         torch.set_num_threads(1)
-        settle(cores_of(rank, start.world, start.backend), start.backend)
+        if start.backend == "gloo":  # with nccl the host has little to compute
+            settle(share(rank, start.world, start.cores))
         _run(rank, start, scratch)
         code = 0
     except BaseException as error:

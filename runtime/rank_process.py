@@ -53,7 +53,7 @@ def serve(start: Start, work: Callable[[], None]) -> None:
         os.environ.update(start.environment)
         os.chdir(start.folder)
         torch.set_num_threads(1)
-        settle((), "gloo")  # ranks come and go: where each runs is left to the system
+        settle(())  # ranks come and go: where each runs is left to the system
         work()
         code = 0
     finally:

@@ -36,8 +36,8 @@ MOST = 200
 class Meeting(NamedTuple):
     """A call on one rank: its begin and end (the host's monotonic clock), and its seconds on a core.
 
-    `half` of the work was done before it, in `work` seconds on a core. `given` are those for which a message
-    kept its sender.
+    `half` of the work was done before it, in `work` seconds on a core. `given` are seconds on a core, of all
+    threads, for which a message kept its sender.
     """
 
     begin: float
@@ -177,7 +177,7 @@ def core_clock(transport: Transport) -> Callable[[], float]:
 
 
 def undisturbed(transport: Transport, work: Between, effort: Effort) -> list[float]:
-    """Seconds on a core of each half of the work where nothing is between them, on all ranks at once."""
+    """Seconds on a core of each half of the work where nothing is between them; all ranks begin together."""
     busy = core_clock(transport)
     transport.barrier(tuple(range(transport.world)), AT)
     found: list[list[float]] = [[] for _ in work.halves]
@@ -217,7 +217,9 @@ def joined(ranks: Sequence[Measured], cores: int) -> list[Exchange]:
             (turns * statistics.fmean(m.busy for m in met) if turns > 1 else lasted(met)) + more
             for met in zip(*(calls for _, _, calls in rows), strict=True)
         ]
-        given = statistics.fmean(statistics.median(m.given for m in met) for _, _, met in rows)
+        given = 0.0
+        if cores:  # with a device each, what the host does is no time of the device
+            given = statistics.fmean(statistics.median(m.given for m in met) for _, _, met in rows)
         spread = spread_of([s / ways for s in seconds])
         found.append(Exchange(kind, len(rows), size, spread, given))
     return found

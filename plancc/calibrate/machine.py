@@ -98,7 +98,7 @@ def disturbances(machine: Machine, spreads: Iterable[Spread], slower: float = 0.
     """
     found = []
     if slower > SLOW:
-        found.append(f"the machine was up to {slower:.0%} slower than at its best, for a while")
+        found.append(f"the machine was up to {slower:.0%} slower at times than at its best")
     if machine.load > BUSY * machine.cores:
         found.append(
             f"the machine was busy before this began: a load of {machine.load:.1f} on {machine.cores} "

@@ -16,7 +16,7 @@ from plancc.calibrate import collectives, works
 from plancc.calibrate.clock import QUICK, THOROUGH, Effort
 from plancc.calibrate.document import Findings, document
 from plancc.calibrate.machine import disturbances, this_machine, usable_cores
-from plancc.calibrate.pace import Pace
+from plancc.calibrate.pace import TRIES, Pace
 from plancc.calibrate.request import CalibrationError, Request, started
 from plancc.calibrate.stages import program_stages
 from plancc.runtime.local import run_local
@@ -45,7 +45,8 @@ def calibrate(
 ) -> Calibration:
     """Measure. Raises CalibrationError, RankFailure.
 
-    A stage is measured again while the machine is slower than at its best, which `pace` knows.
+    A stage is measured again (but for quick calibrations) while the machine is slower than at its best, which
+    `pace` knows.
     """
     device = torch.device("cuda" if request.backend == "nccl" else "cpu")
     ranks = group_sizes(request)
@@ -62,7 +63,11 @@ def calibrate(
     pace = pace or Pace(device)
     for at, (name, stage) in enumerate(stages):
         told(at, len(stages), name)
-        found = pace.steadily(partial(stage, found))
+        found = pace.steadily(
+            partial(stage, found),
+            1 if request.quick else TRIES,
+            partial(told, at, len(stages), f"{name}, again: the machine is slow"),
+        )
     told(len(stages), len(stages), "")
     spreads = [w.seconds for w in found.works] + [e.seconds for e in found.exchanges]
     return Calibration(document(found), tuple(disturbances(machine, spreads, pace.worst)))

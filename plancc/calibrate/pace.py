@@ -20,25 +20,27 @@ T = TypeVar("T")
 
 
 class Pace:
-    """Times a loop of products, memory and Python, some ten milliseconds, against its quickest time so far.
+    """Times a loop of products, memory and Python, some milliseconds, against its quickest time so far.
 
     With GPUs nobody else's work is taken to run on them, and every machine is quick.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.best = float("inf")
-        self.worst = 0.0
+        self.best, self.slowest = float("inf"), 0.0
         self.left, self.right = torch.ones(64, 512), torch.ones(512, 1408)
         self.stream = torch.ones(1 << 20)
 
-    def slower(self) -> float:
-        """How much slower the machine is than at its best: 0.1 takes a tenth longer."""
-        if self.device.type == "cuda":
-            return 0.0
-        seconds = min(self.lap() for _ in range(LAPS))
-        self.best = min(self.best, seconds)
-        return seconds / self.best - 1
+    @property
+    def worst(self) -> float:
+        """How much slower than at its best the machine was at most, in what was kept."""
+        return max(0.0, self.slowest / self.best - 1) if self.slowest else 0.0
+
+    def seconds(self) -> float:
+        """The seconds of the loop now."""
+        found = min(self.lap() for _ in range(LAPS))
+        self.best = min(self.best, found)
+        return found
 
     def lap(self) -> float:
         """Seconds of one run of the loop."""
@@ -51,17 +53,25 @@ class Pace:
             count += number
         return time.perf_counter() - begin
 
-    def steadily(self, measure: Callable[[], T]) -> T:
-        """What `measure` finds while the machine is quick before and after, or at the last of TRIES.
+    def steadily(
+        self,
+        measure: Callable[[], T],
+        tries: int = TRIES,
+        again: Callable[[], object] = lambda: None,
+    ) -> T:
+        """What `measure` finds while the machine is quick before and after, or at the last of `tries`.
 
-        `worst` then is how much slower it was at most in what was kept.
+        `again` is told before another try.
         """
-        for attempt in range(TRIES):
-            before = self.slower()
+        if self.device.type == "cuda":
+            return measure()
+        for attempt in range(tries):
+            before = self.seconds()
             found = measure()
-            slower = max(before, self.slower())
-            if slower <= SLOW or attempt == TRIES - 1:
+            slow = max(before, self.seconds())
+            if slow <= self.best * (1 + SLOW) or attempt == tries - 1:
                 break
+            again()
             time.sleep(PAUSE)
-        self.worst = max(self.worst, slower)
+        self.slowest = max(self.slowest, slow)
         return found

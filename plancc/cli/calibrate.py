@@ -96,8 +96,9 @@ def show(out: Path, document: Any) -> None:
         print(f"  {name}: {seconds['value'] * 1e6:,.1f} us {HOST[what]}")
     link = document["links"].get("node")
     if link is not None:
+        way = sum(link[name]["value"] for name in ("message_latency", "message_overhead"))
         print(
             f"  small all-reduce: {link['latency']['value'] * 1e6:,.0f} us; "
-            f"messages: {link['message_latency']['value'] * 1e6:,.0f} us and "
+            f"messages: {way * 1e6:,.0f} us and "
             f"{link['message_bandwidth']['value'] / 1e9:,.2f} GB/s"
         )

@@ -8,7 +8,7 @@ from plancc.simulator.script import Item, Message
 
 SLICE = 4e-3
 """Seconds on a core after which another may have it: a tick of the scheduler (Linux, CONFIG_HZ=250)."""
-OWN = ("work", "send", "mark")
+OWN = ("work", "send", "start", "mark")
 """Items that wait for nobody."""
 
 
@@ -49,8 +49,9 @@ class Cores:
 def stints_of(items: Sequence[Item]) -> list[float]:
     """For each item the seconds for which an actor takes a core when it comes to it.
 
-    An actor that computes keeps its core until it waits for others or has had it for a SLICE, but not in the
-    middle of a call: what the first of such items takes is for all of them, the others have 0.
+    An actor that computes keeps its core until it comes to something that may wait, or has had it for a
+    SLICE, but not in the middle of a call: what the first of such items takes is for all of them, the others
+    have 0.
     """
     found = [0.0] * len(items)
     first: int | None = None

@@ -1,8 +1,8 @@
 """Run the scripts of all actors against each other, event by event, and note when everything happened.
 
-An actor computes, meets others at collectives (all must be there), sends without waiting, and waits for
-messages and for moves that run beside its computation, in order, on a stream of their own. The actor whose
-clock is furthest behind goes on first, so that links are given away in the order of time.
+An actor computes, meets others at collectives (all must be there), sends without waiting for who receives,
+and waits for messages and for moves that run beside its computation, in order, on a stream of their own. The
+actor whose clock is furthest behind goes on first, so that links are given away in the order of time.
 """
 
 from __future__ import annotations
@@ -169,7 +169,8 @@ class Engine:
                 name = f"wait for {step.label.name}"
                 self.finish(number, step, call, self.facts[moved], self.posted[moved], name)
         elif item.kind == "send":
-            yield ()
+            self.give(number, item, call)
+            yield ()  # links are given away in the order of time
             self.send(number, item, call)
         elif item.kind == "recv":
             facts = tuple(("sent", item.edge, call.step, call.batch, m.peer) for m in item.messages)
@@ -265,26 +266,24 @@ class Engine:
             self.note(number, COMPUTE, item, call, begin, process.clock)
 
     def send(self, number: int, item: Item, call: Call) -> None:
-        """Give messages to their links, one after the other; the actor goes on once all are given."""
+        """Give messages to their links, one after the other; the actor goes on at once."""
         process = self.processes[number]
-        posted, leave = process.clock, self.give(number, item, call)
+        leave = process.clock
         for link, busy in by_link(item.messages).items():
             end = max(process.clock, self.free.get((link, "out"), 0.0)) + busy
             self.free[link, "out"] = end
             leave = max(leave, end)
         fact: Fact = ("sent", item.edge, call.step, call.batch, number)
-        self.posted[fact] = posted
+        self.posted[fact] = process.clock
         self.tell(fact, leave)
         process.tally.sent += item.label.bytes
         if item.messages:
             self.note(number, COMMUNICATION, item, call, process.clock, leave)
 
-    def give(self, number: int, item: Item, call: Call) -> float:
-        """Let the sender do what it has to do with messages; when it has done it."""
-        process = self.processes[number]
+    def give(self, number: int, item: Item, call: Call) -> None:
+        """Let the sender do what it has to do with messages before it goes on."""
         if item.seconds:
             self.move(number, replace(item, label=replace(item.label, bytes=0)), call, item.seconds)
-        return process.clock
 
     def receive(self, number: int, item: Item, call: Call, facts: tuple[Fact, ...]) -> None:
         """Wait for messages: the last to leave its sender, or what this rank's own link can take."""

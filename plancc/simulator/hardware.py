@@ -97,9 +97,15 @@ class Hardware:
         """Seconds of Python on the device that a rank computes on; 0 where it is not the host."""
         return self.kinds[rank].host.get(name, 0.0)
 
-    def measured(self, rank: int, operator: str) -> bool:
-        """Whether whole calls of an operator were measured, however many kernels they are."""
-        return any(name == operator for name, _ in self.kinds[rank].calls)
+    def measured(self, rank: int, work: Work, operator: str) -> bool:
+        """Whether whole calls of an operator were measured, however many kernels they are.
+
+        Those that memory bounds are alike in all dtypes.
+        """
+        calls = self.kinds[rank].calls
+        if work.kind == "memory":
+            return any(name == operator for name, _ in calls)
+        return (operator, work.dtype) in calls
 
     def _measured_call(self, kind: Kind, calls: MeasuredCalls, work: Work, name: str) -> float:
         key = (kind.name, id(calls), work.flops, work.moved)

@@ -50,7 +50,7 @@ class Hardware(Protocol):
         """Seconds of Python that add up with those of calls."""
         ...
 
-    def measured(self, rank: int, operator: str) -> bool:
+    def measured(self, rank: int, work: Work, operator: str) -> bool:
         """Whether whole calls of an operator were measured."""
         ...
 
@@ -107,9 +107,10 @@ class Item:
     """One thing that an actor does.
 
     `kind`: "work" (takes `seconds`), "meet" (a collective with the actors `group`), "start" (the same on the
-    stream for communication; `last`: only for the last micro-batch), "await" (of the move `handle`), "send",
-    "recv" (of transfer `edge`), "pause" (the other micro-batches have their turn), "mark" (nothing but
-    memory), "alone" (see `stretches`: `parts` are a Stretch). `delta` are bytes that it takes or gives back.
+    stream for communication; `last`: only for the last micro-batch), "await" (of the move `handle`), "send"
+    (keeps the actor for `seconds`), "recv" (of transfer `edge`), "pause" (the other micro-batches have their
+    turn), "mark" (nothing but memory), "alone" (see `stretches`: `parts` are a Stretch). `delta` are bytes
+    that it takes or gives back.
     """
 
     kind: str
@@ -312,8 +313,10 @@ def as_measured(
 ) -> tuple[Work, ...]:
     """The kernels of an instruction, as one where calls of its operator were measured as a whole."""
     name = operator(step)
-    if len(works) > 1 and name and hardware.measured(rank, name):
-        return (whole(works),)
+    if len(works) > 1 and name:
+        one = whole(works)
+        if hardware.measured(rank, one, name):
+            return (one,)
     return works
 
 

@@ -183,7 +183,8 @@ class Simulation:
         place = Place(rank, self.world.grids, sizes, owned_parts(cast.program_of[givers[0]]))
         calls = output_verbs(held, place, range(self.world.size))
         sends = [self.hardware.message(rank, to, n) for call in calls for to, n in call.sends]
-        return max((x for x, _ in sends), default=0.0) + sum(busy for _, busy in sends)
+        given = sum(self.hardware.overhead(rank, to) for call in calls for to, _ in call.sends)
+        return given + max((x for x, _ in sends), default=0.0) + sum(busy for _, busy in sends)
 
     def traffic(self, inputs: Inputs) -> dict[tuple[int, int], int]:
         """Who gives how many bytes to whom in one step; nothing for worlds too large to show."""

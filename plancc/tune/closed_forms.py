@@ -42,6 +42,7 @@ def pool_hop(
         nodes.setdefault(hardware.node(rank), []).append(rank)
     first = tuple(next(iter(nodes.values())))
     latency, second = hardware.message(base[0], pool[0], 1)
+    latency += hardware.overhead(base[0], pool[0])
     query = batch * figures.hidden * figures.itemsize
     there = latency + len(nodes) * query / len(base) * second
     there += hardware.verb_seconds("all_gather", first, query // len(first))

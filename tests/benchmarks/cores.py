@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 import plancc.api
+from plancc.calibrate.machine import this_machine
 from plancc.calibrate.truth import measure
 from plancc.runtime.cores import FREE, SWITCH
 from tests.benchmarks.model_cases import EXAMPLES, PLANS, TP, Case, decode, experts, one, prefill
@@ -25,10 +28,11 @@ CASES = (
 
 def section() -> list[str]:
     """Run the cases both ways by turns: the table."""
+    about = this_machine(torch.device("cpu"), 1).about
     return [
-        "A step on gloo ranks of 2 cores, which share them as `plancc.runtime.cores` says, and with "
-        f"`{SWITCH}={FREE}`; medians of {ROUNDS} launches each, by turns, and what the busiest rank spent on "
-        "a core:",
+        "A step on gloo ranks, which share cores as `plancc.runtime.cores` says, and with "
+        f"`{SWITCH}={FREE}`: medians of {ROUNDS} launches each, by turns, and what the busiest rank "
+        f"spent on a core; {about}:",
         "",
         "| step | ms (on a core) | left to the system | ratio |",
         "| --- | --- | --- | --- |",

@@ -22,7 +22,7 @@ import torch
 from plancc.calibrate.check import Checked, predict, score, seconds_of
 from plancc.calibrate.machine import Machine, this_machine
 from plancc.calibrate.measure import calibrate, save
-from plancc.calibrate.pace import SLOW, Pace
+from plancc.calibrate.pace import Pace
 from plancc.calibrate.point import Truth
 from plancc.calibrate.request import Request
 from plancc.calibrate.truth import measure
@@ -42,7 +42,7 @@ LAUNCHES = 3
 """How often the ranks of a step are started; the middle one counts."""
 THREADS = 1
 """That a rank computes with, of either backend."""
-PARTS = {True: "looked at while the model was made", False: "not looked at"}
+PARTS = {True: "looked at while the model was made", False: "nothing in the model was changed for"}
 
 
 def clusters_here(folder: Path, pace: Pace) -> None:
@@ -76,10 +76,7 @@ def truths(cases: Sequence[Case], pace: Pace) -> dict[str, Any]:
         tell(
             f"{case.name}: {truth.seconds.median * 1e3:.1f} ms, quartiles {truth.seconds.noise:.0%} apart"
         )
-    if pace.worst > SLOW:
-        tell(
-            f"WARNING: the machine was up to {pace.worst:.0%} slower than at its best, for a while"
-        )
+    found["slower"] = pace.worst
     return found
 
 
@@ -146,8 +143,9 @@ def error_text(mine: Sequence[Checked]) -> str:
 
 def section(keep: bool) -> list[str]:
     """Calibrate, run all steps, predict them: the table. `keep`: leave files and figures in KEPT."""
-    torch.set_num_threads(THREADS)
     with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(THREADS)
         folder = KEPT if keep else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         pace = Pace(CPU)
         clusters_here(folder, pace)
@@ -161,7 +159,8 @@ def told(folder: Path) -> list[str]:
     machine = Machine(**measured["machine"])
     about = (
         "Steps that `plancc simulate` predicts with cluster files of `plancc calibrate`, against the same "
-        f"steps run for real; steps were {machine.about}, load {machine.load:.1f} before:"
+        f"steps run for real (the middle one of {LAUNCHES} launches, quartiles of its steps); steps were "
+        f"{machine.about}, which was at most {measured['slower']:.0%} slower than at its best:"
     )
     return [about, "", *table(CASES, measured, folder)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from plancc.ir.program import Backward, Compute, Free, Leaf, Origin
 from plancc.simulator.cluster import parse_cluster
 from plancc.simulator.forms import Work
 from plancc.simulator.hardware import Hardware
+from plancc.simulator.script import as_measured
 
 TINY = Width(1, 16, 2, 16, 260, 8)
 NOWHERE = Origin("", "", None)
@@ -110,6 +112,8 @@ def test_a_call_of_several_products_is_a_row_of_its_operator_and_attention_one_o
     raw["kinds"]["core"]["calls"] = {**found, "matmul": {"f32": [[2000, 120, 2.0]]}}
     known = parse_cluster(raw).place([0])
     assert known_seconds(sample(experts, 0.0, ADD, MATMUL, ADD, MATMUL), known) == 8.0
+    half = [replace(work, dtype="bf16") for work in (ADD, MATMUL)]
+    assert len(as_measured(known, 0, experts, tuple(half))) == 2  # rows of f32 say nothing of those
     raw["kinds"]["core"]["calls"].pop("experts")
     apart = parse_cluster(raw).place([0])
     assert 4.0 < known_seconds(sample(experts, 0.0, ADD, MATMUL, ADD, MATMUL), apart) < 4.1

@@ -113,6 +113,8 @@ def test_a_message_takes_half_of_there_and_back_and_keeps_its_sender_a_while() -
     calls = [(0.0, 4.0, 1.0, 1.0)]
     (found,) = joined(ranks_of(MESSAGE, calls, calls), 2)
     assert (found.seconds.median, found.given) == (2.0, 0.25)
+    (found,) = joined(ranks_of(MESSAGE, calls, calls), 0)
+    assert found.given == 0.0  # the host's time is none of a device
 
 
 def test_launches_count_together() -> None:
@@ -128,23 +130,32 @@ def test_what_was_measured_on_a_slow_machine_is_measured_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pace, "PAUSE", 0.0)
-    laps = iter([1.0, 1.0, 1.0, 1.5, 1.02, 1.04, 2.0, 2.0, 2.0, 2.0, 2.0, 1.3])
+    laps = iter([1.5, 1.5, 1.0, 1.0, 1.0, 1.5, 1.02, 1.04, 2.0, 2.0, 2.0, 2.0, 2.0, 1.3, 3.0, 3.0])
     monkeypatch.setattr(pace, "LAPS", 1)
     monkeypatch.setattr(pace.Pace, "lap", lambda self: next(laps))
-    now, done = pace.Pace(torch.device("cpu")), []
+    now, done, again = pace.Pace(torch.device("cpu")), [], []
 
     def measure() -> int:
         done.append(len(done))
         return len(done)
 
-    assert now.steadily(measure) == 1  # quick before and after
-    assert now.steadily(measure) == 3  # slower behind it by half, then quick enough
-    assert now.worst == pytest.approx(0.04)
-    assert now.steadily(measure) == 6  # never: the last of three counts, and is told
+    def steadily(tries: int = pace.TRIES) -> int:
+        return now.steadily(measure, tries, lambda: again.append(len(done)))
+
+    assert steadily() == 1 and now.worst == 0  # as quick as ever so far
+    assert steadily() == 2  # quick before and after
+    assert now.worst == pytest.approx(0.5)  # what was kept before was slow
+    assert steadily() == 4 and again == [3]  # slower behind it by half, then quick enough
+    assert now.worst == pytest.approx(0.5)
+    assert steadily() == 7 and again == [3, 5, 6]  # never: the last of three counts, and is told
     assert now.worst == pytest.approx(1.0)
+    assert steadily(1) == 8 and again == [3, 5, 6]
+    assert now.worst == pytest.approx(2.0)
     spreads = [spread_of([1.0, 1.0])]
     told = disturbances(this_machine(torch.device("cpu"), 1), spreads, now.worst)
-    assert any("100% slower than at its best" in line for line in told)
+    assert any("200% slower at times than at its best" in line for line in told)
+    on_gpu = pace.Pace(torch.device("cuda"))
+    assert on_gpu.steadily(measure) == 9 and on_gpu.worst == 0
 
 
 def test_a_clock_tells_seconds_of_a_call() -> None:

@@ -121,4 +121,4 @@ def test_an_ideal_machine_has_no_python_and_nothing_measured() -> None:
     raw["kinds"]["core"]["host"] = {"step": {"value": 1e-4, "source": "x"}}
     hardware = parse_cluster(raw).preset("ideal").place([0])
     assert hardware.host(0, "step") == 0
-    assert not hardware.measured(0, "add")
+    assert not hardware.measured(0, Work("memory", 0, 8, 0, "f32"), "add")

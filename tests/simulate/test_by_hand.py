@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from plain_cluster import const, plain
 from torch import Tensor, nn
 
+from plancc.calibrate.toy import Decoder, Width
 from plancc.compiler import compile_graph
 from plancc.dsl import load_plan
 from plancc.passes.capture import capture
@@ -43,7 +44,7 @@ def slow_cluster() -> dict[str, Any]:
 
 def outcome_of(
     folder: Path, model: nn.Module, plan: str, phase: str, batch: int, tokens: int,
-    example: Mapping[str, Tensor] | None = None,
+    example: Mapping[str, Tensor] | None = None, cluster: Mapping[str, Any] | None = None,
 ) -> Outcome:  # fmt: skip
     """What the simulation says of a plan."""
     path = folder / "hand.plan"
@@ -51,7 +52,9 @@ def outcome_of(
     resolved, report = load_plan(str(path), {})
     assert resolved is not None, report.diagnostics
     graph = capture(model, example)
-    subject = Subject(compile_graph(resolved, graph, report), parse_cluster(slow_cluster()))
+    subject = Subject(
+        compile_graph(resolved, graph, report), parse_cluster(cluster or slow_cluster())
+    )
     _, outcome = make_row(subject, phase, batch, tokens, spans=True)
     assert outcome is not None
     return outcome
@@ -244,3 +247,30 @@ place experts on moe { split experts over ep; route = top(1) }
         assert ends == [6.06, 10.06, 12.06, 13.06, 14.02, 16.58, 17.86, 20.42, 22.02]
     assert outcome.seconds == pytest.approx(27.94)
     assert [tally.sent for tally in outcome.tallies] == [2 * (8 + 32 + 16 + 8), 32, 32]
+
+
+STAGES = """mesh base[pp = 2] on local
+place ** on base
+place layers.* { split layers over pp }
+place embed_tokens on base[pp = 0]
+place norm, lm_head on base[pp = -1]
+"""
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_it_is_all_one_whether_a_message_waits_with_its_sender_or_on_its_way(
+    tmp_path: Path, phase: str
+) -> None:
+    """One micro-batch goes from stage to stage, and its token back: half a second each time, either way."""
+    model, found = Decoder(Width(2, 16, 2, 16, 260, 8)), []
+    for overhead in (0.0, 0.2, 0.5):
+        raw = slow_cluster()
+        raw["links"]["node"] |= {
+            "message_latency": const(0.5 - overhead), "message_overhead": const(overhead)
+        }  # fmt: skip
+        outcome = outcome_of(tmp_path, model, STAGES, phase, 1, 8, cluster=raw)
+        found.append(outcome.seconds)
+        first = outcome.tallies[0]
+        sends = [s for s in outcome.timeline.spans if s.actor == 0 and s.kind == "exchange"]
+        assert first.exposed >= overhead * (0.99 if sends else 0)
+    assert found == pytest.approx([found[0]] * 3)

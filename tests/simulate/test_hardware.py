@@ -308,6 +308,18 @@ def test_ideal_forgets_what_was_measured() -> None:
     assert hardware.verb_seconds("all_reduce", NODE, 3 * 10**6) == pytest.approx(17.5 * US)
 
 
+def test_a_sender_is_kept_as_long_as_the_file_says() -> None:
+    raw = plain()
+    assert parse_cluster(raw).place((0, 1, 8)).overhead(0, 1) == 0.0
+    raw["links"]["node"]["message_overhead"] = const(3e-6)
+    hardware = parse_cluster(raw).place((0, 1, 8))
+    assert hardware.overhead(0, 1) == 3e-6 and hardware.overhead(0, 2) == 0.0
+    assert parse_cluster(raw).preset("ideal").place((0, 1)).overhead(0, 1) == 0.0
+    raw["links"]["node"]["message_overhead"] = const(-1)
+    with pytest.raises(ClusterError, match=r"links\.node\.message_overhead"):
+        parse_cluster(raw)
+
+
 def test_more_or_fewer_ranks_than_were_measured() -> None:
     raw = plain()
     raw["collectives"] = [{"kind": "all_gather", "ranks": 4, "bytes": 10, "seconds": 1e-3}]

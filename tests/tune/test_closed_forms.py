@@ -44,7 +44,10 @@ class Wires:
         return rank // 2
 
     def message(self, source: int, target: int, size: int) -> tuple[float, float]:
-        return 1e-3, size / 1e9
+        return 0.75e-3, size / 1e9
+
+    def overhead(self, source: int, target: int) -> float:
+        return 0.25e-3
 
     def verb_seconds(self, kind: str, group: tuple[int, ...], size: int) -> float:
         return 1e-9 * size * len(group) if len(group) > 1 else 0.0
