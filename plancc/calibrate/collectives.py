@@ -14,10 +14,9 @@ import torch
 from plancc.calibrate.between import Between
 from plancc.calibrate.clock import Effort
 from plancc.calibrate.spread import Spread, spread_of
-from plancc.calibrate.steps import settle
+from plancc.calibrate.steps import core_clock, settle
 from plancc.ir.mesh import Grid
 from plancc.runtime.comm import Comm
-from plancc.runtime.local import LocalTransport
 from plancc.runtime.transport import Transport
 from plancc.runtime.view import Members, View
 
@@ -169,11 +168,6 @@ def meetings(
     longest = slowest(transport, once())
     count = int(effort.lap * effort.laps / max(longest, 1e-9))
     return [once() for _ in range(max(effort.laps, min(MOST, count)))]
-
-
-def core_clock(transport: Transport) -> Callable[[], float]:
-    """The seconds that a rank has spent on a core: as a thread, or as a process."""
-    return time.thread_time if isinstance(transport, LocalTransport) else time.process_time
 
 
 def undisturbed(transport: Transport, work: Between, effort: Effort) -> list[float]:

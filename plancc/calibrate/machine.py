@@ -14,6 +14,7 @@ import torch
 
 from plancc.calibrate.pace import SLOW
 from plancc.calibrate.spread import Spread
+from plancc.runtime.cores import usable
 
 BUSY = 0.3
 """Load per core, before anything is measured, from which others are said to compute too."""
@@ -64,7 +65,7 @@ def this_machine(device: torch.device, threads: int) -> Machine:
 
 def usable_cores() -> int:
     """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(usable()) or os.cpu_count() or 1
 
 
 def cpu_name(info: Path = Path("/proc/cpuinfo")) -> str:

@@ -46,9 +46,7 @@ class Watch:
 
     def __init__(self, transport: Transport) -> None:
         self.device = transport.device
-        self._busy = (
-            time.thread_time if isinstance(transport, LocalTransport) else time.process_time
-        )
+        self._busy = core_clock(transport)
 
     def stamp(self) -> Stamp:
         """Now, once a GPU has done what was queued."""
@@ -127,6 +125,11 @@ def marks_of(
         ended = step()
         marks.append((begin, ended, watch.stamp()))
     return marks[WARM:]
+
+
+def core_clock(transport: Transport) -> Callable[[], float]:
+    """The seconds that a rank has spent on a core: as a thread, or as a process."""
+    return time.thread_time if isinstance(transport, LocalTransport) else time.process_time
 
 
 def settle(device: torch.device) -> None:

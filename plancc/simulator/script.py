@@ -35,6 +35,8 @@ PYTHON = (Compute, Leaf, Accumulate, TakeGrad)
 """Instructions that are a call of Python each."""
 Calls = Sequence[tuple[Verb, ...]]
 Works = Sequence[tuple[Work, ...]]
+Sends = Sequence[tuple[int, int]]
+"""(the other rank, bytes) of messages."""
 
 
 class Hardware(Protocol):
@@ -223,15 +225,7 @@ class Writer:
         """How long one call of the transport takes once all are there."""
         if call.kind != "exchange":
             return self.hardware.verb_seconds(call.kind, call.group, call.size)
-        found = [self.hardware.message(self.rank, to, size) for to, size in call.sends]
-        found += [self.hardware.message(of, self.rank, size) for of, size in call.takes]
-        half = len(call.sends)
-        busy = max(sum(b for _, b in found[:half]), sum(b for _, b in found[half:]))
-        return self.giving(call) + max((latency for latency, _ in found), default=0.0) + busy
-
-    def giving(self, call: Verb) -> float:
-        """Seconds of the sender of a call's messages."""
-        return sum(self.hardware.overhead(self.rank, to) for to, _ in call.sends)
+        return messages_seconds(self.hardware, self.rank, call.sends, call.takes)
 
     def outgoing(
         self, step: Send | Transfer, calls: tuple[Verb, ...], path: str, line: str
@@ -240,7 +234,7 @@ class Writer:
         sends = tuple(self.message(self.rank, to, to, n) for call in calls for to, n in call.sends)
         size = sum(message.size for message in sends)
         label = Label(f"send {step.edge.value}", "exchange", path, line, 0, size)
-        seconds = sum(self.giving(call) for call in calls)
+        seconds = sum(giving_seconds(self.hardware, self.rank, call.sends) for call in calls)
         return Item("send", label, seconds, edge=step.edge.index, messages=sends)
 
     def incoming(
@@ -274,6 +268,20 @@ class Writer:
         """The bytes of a value that takes room."""
         found = self.held.get(name)
         return self.place.nbytes(found) if found is not None else 0
+
+
+def messages_seconds(hardware: Hardware, rank: int, sends: Sends, takes: Sends = ()) -> float:
+    """How long a rank's messages to others and from others take when all begin at once."""
+    given = [hardware.message(rank, to, size) for to, size in sends]
+    taken = [hardware.message(of, rank, size) for of, size in takes]
+    busy = max(sum(b for _, b in given), sum(b for _, b in taken))
+    latency = max((latency for latency, _ in given + taken), default=0.0)
+    return giving_seconds(hardware, rank, sends) + latency + busy
+
+
+def giving_seconds(hardware: Hardware, rank: int, sends: Sends) -> float:
+    """How long messages keep their sender."""
+    return sum(hardware.overhead(rank, to) for to, _ in sends)
 
 
 def values_with_room(program: RankProgram, works: Works) -> dict[str, Held]:

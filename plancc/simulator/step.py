@@ -18,7 +18,7 @@ from plancc.simulator.phases import FUNCTIONS, inference_rounds, micro_batches, 
 from plancc.simulator.place import Place, Sizes, owned_parts
 from plancc.simulator.process import Slots, Tally
 from plancc.simulator.routing import EVEN, Routing
-from plancc.simulator.script import Hardware, Item, Label, Script, Writer
+from plancc.simulator.script import Hardware, Item, Label, Script, Writer, messages_seconds
 from plancc.simulator.stretches import stretched
 from plancc.simulator.traffic import MOST, traffic
 from plancc.simulator.verbs import ProgramVerbs
@@ -182,9 +182,7 @@ class Simulation:
         rank = cast.actors[givers[0]].ranks[0]
         place = Place(rank, self.world.grids, sizes, owned_parts(cast.program_of[givers[0]]))
         calls = output_verbs(held, place, range(self.world.size))
-        sends = [self.hardware.message(rank, to, n) for call in calls for to, n in call.sends]
-        given = sum(self.hardware.overhead(rank, to) for call in calls for to, _ in call.sends)
-        return given + max((x for x, _ in sends), default=0.0) + sum(busy for _, busy in sends)
+        return messages_seconds(self.hardware, rank, [one for call in calls for one in call.sends])
 
     def traffic(self, inputs: Inputs) -> dict[tuple[int, int], int]:
         """Who gives how many bytes to whom in one step; nothing for worlds too large to show."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
-import plancc.api
 from plancc.calibrate.machine import this_machine
 from plancc.calibrate.truth import measure
 from plancc.runtime.cores import FREE, SWITCH
@@ -44,29 +42,13 @@ def row_of(case: Case) -> str:
     """Measure a case: its line."""
     found: dict[str, list[tuple[float, float]]] = {"": [], FREE: []}
     with tempfile.TemporaryDirectory() as folder:
-        built = plancc.api.compile(
-            case.plan, case.spec, Path(folder) / "a", sets=case.sets, model_args=case.args, verify=False
-        )  # fmt: skip
+        artifact = case.compiled(Path(folder))
         for _ in range(ROUNDS):
             for setting, rows in found.items():
-                with switched(setting):
-                    truth = measure(built.artifact, case.point)
+                with patch.dict(os.environ, {SWITCH: setting}):
+                    truth = measure(artifact, case.point)
                 rows.append((truth.seconds.median * 1e3, max(truth.busy) * 1e3))
     (ours, on), (free, burnt) = (
         [statistics.median(column) for column in zip(*rows, strict=True)] for rows in found.values()
     )
     return f"| {case.name} | {ours:.1f} ({on:.1f}) | {free:.1f} ({burnt:.1f}) | {ours / free:.2f} |"
-
-
-@contextmanager
-def switched(setting: str) -> Iterator[None]:
-    """Launch ranks under a setting."""
-    before = os.environ.get(SWITCH)
-    os.environ[SWITCH] = setting
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[SWITCH]
-        else:
-            os.environ[SWITCH] = before

@@ -58,19 +58,14 @@ def clusters_here(folder: Path, pace: Pace) -> None:
 
 def truths(cases: Sequence[Case], pace: Pace) -> dict[str, Any]:
     """Run all steps: the machine, and what each step took, by its name."""
-    import plancc.api
-
     found: dict[str, Any] = {
         "machine": this_machine(CPU, THREADS).json(),
         "steps": {},
     }
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:
-            built = plancc.api.compile(
-                case.plan, case.spec, Path(folder) / "a", sets=case.sets, model_args=case.args,
-                verify=False, for_="train" if case.point.phase == "train" else "infer",
-            )  # fmt: skip
-            run = partial(measure, built.artifact, case.point)
+            artifact = case.compiled(Path(folder))
+            run = partial(measure, artifact, case.point)
             truth = middle([pace.steadily(run) for _ in range(LAUNCHES)])
         found["steps"][case.name] = truth.json()
         tell(

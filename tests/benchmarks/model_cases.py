@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import plancc.api as api
 from plancc.calibrate.point import Point
+from plancc.runtime.artifact import Artifact
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
@@ -64,6 +66,13 @@ class Case:
         p = self.point
         behind = f" behind {p.past}" if p.past else ""
         return f"{p.phase} {p.batch} x {p.tokens}{behind}"
+
+    def compiled(self, folder: Path) -> Artifact:
+        """The case's artifact, written into a folder."""
+        return api.compile(
+            self.plan, self.spec, folder / "a", sets=self.sets, model_args=self.args, verify=False,
+            for_="train" if self.point.phase == "train" else "infer",
+        ).artifact  # fmt: skip
 
     @property
     def contest(self) -> str:
